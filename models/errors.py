@@ -1,0 +1,29 @@
+"""The exceptions of prunebench: one base, so that a caller can tell our refusals from a bug."""
+
+
+class PrunebenchError(Exception):
+    """Base of every error that prunebench raises on purpose; the message is one sentence for the user."""
+
+
+class BadInput(PrunebenchError):
+    """Something the user gave can't be used; the message names the field, the value and what would be accepted."""
+
+
+class UnsupportedModel(BadInput):
+    """The model has a part that the anatomy can't read; the message names the module that was looked for."""
+
+
+class InvalidMasks(BadInput):
+    """Masks that can't be sliced into a real model; the message names the layer and the reason."""
+
+
+class BudgetError(BadInput):
+    """A parameter budget that the model can't reach or that a method missed."""
+
+
+class AssetError(BadInput):
+    """An embedded asset could not be fetched or failed its hash; the cache stays usable."""
+
+
+class CheckpointError(BadInput):
+    """A model folder or file that can't be loaded (no weights, truncated, not a model)."""

@@ -1,0 +1,1 @@
+"""The road of a cell: plan, stages, executors, resume and provenance."""

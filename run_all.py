@@ -1,0 +1,17 @@
+"""The reproduction script: one YAML grid in, every record and the leaderboard out. `python run_all.py --help`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the command line and hand over; returns the exit code (0 done, 1 a cell failed, 2 bad input, 130 stopped)."""
+    from experiments.cli import main as cli_main
+
+    return cli_main(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

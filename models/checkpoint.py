@@ -58,12 +58,13 @@ def _replace_folder(new: Path, folder: Path) -> None:
 
 
 def load_pruned(
-    folder: Path, *, dtype: torch.dtype | None = None, **options: Any
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    folder: Path, *, dtype: torch.dtype | None = None, with_tokenizer: bool = True, **options: Any
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
     """Loads a folder that `save_pruned` wrote, or any other local model folder, in eval mode.
 
     Args:
         dtype: None keeps the dtype of the file.
+        with_tokenizer: False returns None for the tokenizer, which the folder then need not have.
         options: passed to `from_pretrained` (device_map, attn_implementation, trust_remote_code).
 
     Raises:
@@ -83,6 +84,8 @@ def load_pruned(
             model = AutoModelForCausalLM.from_pretrained(folder, config=config, **options)
     except (OSError, ValueError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"model folder {folder} can't be loaded: {_first_line(error)}") from error
+    if not with_tokenizer:
+        return model.eval(), None
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -1,0 +1,99 @@
+"""From scores to masks: which units go, given how important each one is and how many parameters must go."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from models.anatomy import Anatomy
+from models.budget import Budget, solve_uniform
+from models.errors import BudgetError
+from models.masks import Masks
+
+Allocation = Literal["uniform", "global"]
+
+
+@dataclass(frozen=True)
+class UnitScores:
+    """Importance of every prunable unit; larger means keep. Tensors are on the CPU, finite.
+
+    Attributes:
+        kv_groups: per layer (num_kv_groups,).
+        ffn: per layer (mlp width,).
+    """
+
+    kv_groups: tuple[Tensor, ...]
+    ffn: tuple[Tensor, ...]
+
+
+def unprotected_layers(anatomy: Anatomy, protect_first: int, protect_last: int) -> list[int]:
+    """Indices of the layers that may be pruned.
+
+    Raises:
+        BudgetError: no layer is left.
+    """
+    layers = list(range(protect_first, len(anatomy.layers) - protect_last))
+    if not layers:
+        raise BudgetError(
+            f"protect_first {protect_first} and protect_last {protect_last} leave none of the model's {len(anatomy.layers)} layers to prune."
+        )
+    return layers
+
+
+def allocate(
+    anatomy: Anatomy, budget: Budget, scores: UnitScores, *, allocation: Allocation = "uniform", layers: list[int] | None = None
+) -> Masks:
+    """Removes the lowest-scored units until the budget is met, to the nearest MLP channel.
+
+    "uniform" removes the same fraction in every layer (`solve_uniform`), choosing by score within a layer. "global"
+    compares all units of all layers by score per parameter, so that a KV group, which holds hundreds of times the
+    parameters of a channel, competes fairly. One group and one channel of each layer always stay.
+
+    Raises:
+        BudgetError: the budget can't be met.
+        ValueError: a score is not finite.
+    """
+    for name in ("kv_groups", "ffn"):
+        for i, score in enumerate(getattr(scores, name)):
+            if not torch.isfinite(score).all():
+                raise ValueError(f"layer {i}: some {name} scores are not finite")
+    chosen = list(range(len(anatomy.layers))) if layers is None else layers
+    groups = [torch.ones(len(score), dtype=torch.bool) for score in scores.kv_groups]
+    channels = [torch.ones(len(score), dtype=torch.bool) for score in scores.ffn]
+    if allocation == "uniform":
+        for i, counts in solve_uniform(anatomy, budget, chosen).items():
+            groups[i][lowest(scores.kv_groups[i], counts.kv_groups)] = False
+            channels[i][lowest(scores.ffn[i], counts.channels)] = False
+    else:
+        _remove_globally(anatomy, budget, scores, chosen, groups, channels)
+    return Masks.of(anatomy, kv_groups=groups, ffn=channels)
+
+
+def lowest(scores: Tensor, count: int) -> Tensor:
+    """Indices of exactly `count` lowest scores; among equals the first go."""
+    return torch.argsort(scores, stable=True)[:count]
+
+
+def _remove_globally(
+    anatomy: Anatomy, budget: Budget, scores: UnitScores, layers: list[int], groups: list[Tensor], channels: list[Tensor]
+) -> None:
+    units = []  # (score per parameter, parameters, mask, position)
+    for i in layers:
+        for masks, unit_scores, params in (
+            (groups, scores.kv_groups, anatomy.kv_group_params(i)),
+            (channels, scores.ffn, anatomy.channel_params(i)),
+        ):
+            spared = int(unit_scores[i].argmax()) if len(unit_scores[i]) else -1
+            per_param = (unit_scores[i].double() / max(params, 1)).tolist()
+            units += [(value, params, masks[i], j) for j, value in enumerate(per_param) if j != spared]
+    rest = budget.params_to_remove(anatomy)
+    for _, params, mask, position in sorted(units, key=lambda unit: unit[0]):
+        if params <= 2 * rest:  # nearer to the budget with this unit gone than with it kept
+            mask[position] = False
+            rest -= params
+    dense = anatomy.dense_params
+    kept = Masks.of(anatomy, kv_groups=groups, ffn=channels).count(anatomy)
+    budget.check(dense, kept)

@@ -1,0 +1,106 @@
+"""The interface of a pruning method: one class, one required method."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from transformers import PreTrainedModel
+
+from methods.data import PruningData
+from models.anatomy import Anatomy
+from models.budget import Budget
+from models.masks import Masks
+
+Progress = Callable[[str, int, int], None]
+
+
+class PrunerConfig(BaseModel):
+    """Hyper-parameters of one method; subclass it with typed fields whose defaults are the paper's."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+ConfigT = TypeVar("ConfigT", bound=PrunerConfig)
+
+
+@dataclass(frozen=True)
+class Support:
+    """Whether a method can prune a model; `reason` tells the user what to do where it can't."""
+
+    ok: bool
+    reason: str = ""
+
+    @classmethod
+    def yes(cls) -> Support:
+        return cls(True)
+
+    @classmethod
+    def no(cls, reason: str) -> Support:
+        return cls(False, reason)
+
+
+def _no_progress(label: str, done: int, total: int) -> None:
+    """Progress that nobody watches."""
+
+
+def _no_metrics(step: int, values: dict[str, float]) -> None:
+    """Metrics that nobody records."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a method is told of the run that it is part of.
+
+    Attributes:
+        seed: derived for this cell and this purpose; use `generator()`, never the global state.
+        device: where the model is.
+        folder: the method's own checkpoints, kept between interrupted runs of the same cell.
+        progress: call as progress(label, done, total) in every loop that may last over a few seconds.
+        log_metrics: call as log_metrics(step, {"loss": 1.5}); the values end up as curves in the record.
+    """
+
+    seed: int
+    device: torch.device
+    folder: Path
+    progress: Progress = field(default=_no_progress)
+    log_metrics: Callable[[int, dict[str, float]], None] = field(default=_no_metrics)
+
+    def generator(self) -> torch.Generator:
+        """A fresh CPU random generator seeded for this run; equal at every call."""
+        return torch.Generator().manual_seed(self.seed)
+
+
+class Pruner(ABC, Generic[ConfigT]):
+    """One pruning method. Subclass, set `name` and `Config`, implement `prune`.
+
+    The framework slices, checks the budget, recovers, saves, times and evaluates; a method only chooses.
+    """
+
+    name: ClassVar[str]
+    Config: ClassVar[type[PrunerConfig]] = PrunerConfig
+    needs_calibration: ClassVar[bool] = True
+
+    def __init__(self, config: ConfigT | None = None) -> None:
+        self.config: Any = config if config is not None else self.Config()
+
+    def supports(self, anatomy: Anatomy) -> Support:
+        """Says no with a reason that the user can act on; the leaderboard shows it as 'skipped: <reason>'."""
+        return Support.yes()
+
+    @abstractmethod
+    def prune(self, model: PreTrainedModel, budget: Budget, data: PruningData, run: Run) -> Masks:
+        """Chooses what stays.
+
+        Args:
+            model: this cell's own copy, in eval mode: the weights that stay may change (merged LoRA, biases that
+                compensate), its shapes may not.
+            budget: how many parameters must go, and what is counted.
+            data: calibration tokens and training text, the same for every method of a grid.
+            run: seed, device, folder, progress, metrics.
+        """

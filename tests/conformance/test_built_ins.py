@@ -1,0 +1,15 @@
+"""Every built-in pruner keeps every promise on every architecture family, or says why it can't."""
+
+import pytest
+
+from methods.conformance import check_pruner
+from methods.registry import BUILT_IN, get_pruner
+from models.tiny import FAMILIES
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_pruner_keeps_its_promises(name, family):
+    findings = check_pruner(get_pruner(name), families=(family,))
+    assert findings
+    assert [f for f in findings if f.status == "broken"] == []

@@ -148,14 +148,21 @@ def _pruned_layer(layer_class, config, index):
     return layer
 
 
-def _accept_any_architecture(self):
-    """Stock configs refuse a hidden size that the head count does not divide; pruned models have an own head_dim."""
+def _validate(self):
+    """The stock checks without those that read the head count of the whole model or want it to divide the width."""
+    for validator in getattr(self, "__class_validators__", ()):
+        if validator.__name__ not in ("validate_architecture", "validate_rope"):
+            validator(self)
+
+
+def _validate_architecture(self):
+    """Called by transformers itself for each layer's config; a pruned layer has its own head_dim, so any count is fine."""
 
 
 def pruned_config_class(base):
     """`PrunedXConfig` for a stock `XConfig`; one class for each base."""
     if base not in _classes:
-        body = {"validate_architecture": _accept_any_architecture, "__module__": __name__}
+        body = {"validate": _validate, "validate_architecture": _validate_architecture, "__module__": __name__}
         _classes[base] = type(f"Pruned{base.__name__}", (base,), body)
     return _classes[base]
 

@@ -11,6 +11,9 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
+from models.anatomy import Anatomy
+from models.masks import Masks
+
 VOCAB_SIZE = 128
 NUM_LAYERS = 3
 
@@ -82,3 +85,46 @@ def random_tokens(batch: int = 2, length: int = 24, *, seed: int = 0) -> torch.T
     """(batch, length) token ids for tiny models, without special tokens."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(3, VOCAB_SIZE, (batch, length), generator=generator)
+
+
+def random_masks(
+    anatomy: Anatomy,
+    *,
+    seed: int = 0,
+    heads: bool = True,
+    channels: bool = True,
+    hidden: bool = False,
+    sublayers: bool = False,
+) -> Masks:
+    """Valid masks with about a third of the chosen kinds of units removed at random, different in every layer.
+
+    Args:
+        heads: remove KV groups, and single query heads (the same number in every kept group of a layer).
+        sublayers: one layer loses its attention and another one its MLP; with an even seed, it is the first layer's
+            attention, where the length of the cache is read.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def keep_some(count: int, kept: int) -> torch.Tensor:
+        mask = torch.zeros(count, dtype=torch.bool)
+        mask[torch.randperm(count, generator=generator)[:kept]] = True
+        return mask
+
+    def draw(low: int, high: int) -> int:
+        return int(torch.randint(low, high + 1, (1,), generator=generator))
+
+    num_layers = len(anatomy.layers)
+    groups, queries, ffn = [], [], []
+    for layer in anatomy.layers:
+        _, num_groups, width = anatomy.layer_sizes(layer.index)
+        per_group = layer.attention.q_heads_per_group if layer.attention else 1
+        kept_queries = draw(1, per_group) if heads else per_group
+        groups.append(keep_some(num_groups, draw(1, num_groups) if heads and num_groups else num_groups))
+        queries.append(torch.cat([keep_some(per_group, kept_queries) for _ in range(num_groups)] or [torch.ones(0, dtype=torch.bool)]))
+        ffn.append(keep_some(width, draw(width // 2, width) if channels and width else width))
+    attn, mlp = torch.ones(num_layers, dtype=torch.bool), torch.ones(num_layers, dtype=torch.bool)
+    if sublayers:
+        first = 0 if seed % 2 == 0 else num_layers - 1
+        attn[first], mlp[(first + 1) % num_layers] = False, False
+    width = keep_some(anatomy.hidden_size, 2 * anatomy.hidden_size // 3) if hidden else None
+    return Masks.of(anatomy, kv_groups=groups, q_heads=queries, ffn=ffn, hidden=width, attn=attn, mlp=mlp)

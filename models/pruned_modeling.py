@@ -172,6 +172,8 @@ def pruned_model_class(base):
     if base not in _classes:
         config_class = pruned_config_class(base.config_class)
         body = {"config_class": config_class, "__module__": __name__, "__annotations__": {"config": config_class}}
+        # transformers decides by reading the source of the class's module, which is the stock model's here
+        body["_can_set_attn_implementation"] = staticmethod(base._can_set_attn_implementation)
         _classes[base] = type(f"Pruned{base.__name__}", (_PrunedModel, base), body)
     return _classes[base]
 

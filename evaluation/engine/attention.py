@@ -1,0 +1,206 @@
+"""Tree attention behind transformers' attention interface, so that any stock or pruned layer can use it.
+
+While `tree_attention(model, row)` is active, every attention module of the model hands its rotated queries, keys and
+values to `row.attend`. The row knows which tokens see each other, and which kept prefix stands before them; the
+model needs no cache and no mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from evaluation.engine.prefix_tree import Unit
+
+IMPLEMENTATION = "prunebench_tree"
+"""Name under which the attention function is registered with transformers."""
+
+
+class UnsupportedAttention(Exception):
+    """The model's attention asks for something that the shared form can't give; the caller falls back."""
+
+
+class Row(Protocol):
+    """One packed forward pass."""
+
+    def attend(
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scaling: float,
+        window: int | None,
+        softcap: float | None,
+    ) -> Tensor: ...
+
+
+_active: list[Row] = []
+
+
+def _interface(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **extra: object,
+) -> tuple[Tensor, None]:
+    """Signature of transformers' attention functions; query (1, heads, tokens, dim) -> (1, tokens, heads, dim)."""
+    for name in ("position_bias", "s_aux"):
+        if extra.get(name) is not None:
+            raise UnsupportedAttention(f"attention with '{name}'")
+    if not _active:
+        raise UnsupportedAttention("attention outside of a packed row")
+    if scaling is None:
+        scaling = query.shape[-1] ** -0.5
+    return _active[-1].attend(module, query, key, value, scaling, sliding_window, softcap), None
+
+
+@contextmanager
+def tree_attention(model: nn.Module) -> Iterator[None]:
+    """Switches every config of the model to the tree form, and back."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(IMPLEMENTATION, _interface)
+    configs = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}
+    before = {key: config._attn_implementation for key, config in configs.items()}
+    try:
+        for config in configs.values():
+            config._attn_implementation = IMPLEMENTATION
+        yield
+    finally:
+        for key, config in configs.items():
+            config._attn_implementation = before[key]
+
+
+@contextmanager
+def active_row(row: Row) -> Iterator[None]:
+    """Attention goes to this row inside the block."""
+    _active.append(row)
+    try:
+        yield
+    finally:
+        _active.pop()
+
+
+class Prefix:
+    """Keys and values of a path from the root of the tree, for every attention module that was called on it."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+        self.layers: dict[int, tuple[Tensor, Tensor]] = {}  # id(module) -> (1, kv_heads, length, dim) twice
+
+
+class PackedRow:
+    """Units side by side under one prefix: each token sees the prefix and its own ancestors."""
+
+    def __init__(self, units: list[Unit], prefix: Prefix | None, device: torch.device, dtype: torch.dtype) -> None:
+        self.units = units
+        self.prefix = prefix
+        self.device = device
+        self.dtype = dtype
+        self.kept: dict[int, tuple[Tensor, Tensor]] | None = None
+        self._masks: dict[int | None, list[Tensor | None]] = {}
+
+    @property
+    def prefix_length(self) -> int:
+        return self.prefix.length if self.prefix is not None else 0
+
+    def keep(self) -> None:
+        """Remember this row's own keys and values of every layer."""
+        self.kept = {}
+
+    def masks(self, window: int | None) -> list[Tensor | None]:
+        """Additive masks (n, prefix + n), one a unit; None stands for plain causal attention."""
+        if window not in self._masks:
+            self._masks[window] = [self._mask(unit, window) for unit in self.units]
+        return self._masks[window]
+
+    def _mask(self, unit: Unit, window: int | None) -> Tensor | None:
+        n, before = len(unit), self.prefix_length
+        longest = int(unit.depths[-1]) + 1
+        if window is not None and int(unit.depths.max()) < window:
+            window = None
+        if before == 0 and window is None and unit.is_chain and longest == n:
+            return None
+        index = torch.arange(n, device=self.device)
+        ends = torch.as_tensor(unit.ends, device=self.device)
+        sees = (index[None, :] <= index[:, None]) & (index[:, None] < ends[None, :])  # (n, n)
+        if before:
+            sees = torch.cat([torch.ones(n, before, dtype=torch.bool, device=self.device), sees], 1)
+        if window is not None:
+            depths = torch.as_tensor(unit.depths, device=self.device)
+            keys = torch.cat([torch.arange(before, device=self.device), depths])
+            sees &= depths[:, None] - keys[None, :] < window
+        return torch.zeros(n, before + n, dtype=self.dtype, device=self.device).masked_fill_(~sees, float("-inf"))
+
+    def attend(
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scaling: float,
+        window: int | None,
+        softcap: float | None,
+    ) -> Tensor:
+        """query (1, heads, tokens, dim), key and value (1, kv_heads, tokens, dim) -> (1, tokens, heads, dim)."""
+        if self.kept is not None:
+            self.kept[id(module)] = (key, value)
+        before = self.prefix.layers[id(module)] if self.prefix is not None else None
+        result = query.new_empty(1, query.shape[2], query.shape[1], value.shape[-1])
+        start = 0
+        for unit, mask in zip(self.units, self.masks(window), strict=True):
+            stop = start + len(unit)
+            keys, values = key[:, :, start:stop], value[:, :, start:stop]
+            if before is not None:
+                keys = torch.cat([before[0], keys], 2)
+                values = torch.cat([before[1], values], 2)
+            part = attention(query[:, :, start:stop], keys, values, mask, scaling, softcap)
+            result[:, start:stop] = part.transpose(1, 2)
+            start = stop
+        return result
+
+
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, softcap: float | None
+) -> Tensor:
+    """Grouped-query attention; `mask` None means causal.
+
+    Args:
+        query: (1, heads, n, dim). key, value: (1, kv_heads, m, dim). mask: (n, m) additive, or None (then n == m).
+    Returns:
+        (1, heads, n, dim).
+    """
+    groups = query.shape[1] // key.shape[1]
+    if softcap is None:
+        if groups > 1:
+            key = repeat_heads(key, groups)
+            value = repeat_heads(value, groups)
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, is_causal=mask is None, scale=scaling
+        )
+    n, m = query.shape[2], key.shape[2]
+    folded = query.reshape(1, key.shape[1], groups * n, query.shape[-1])  # heads of one group under each other
+    scores = (folded @ key.transpose(2, 3)).view(1, -1, n, m).float() * scaling
+    scores = torch.tanh(scores / softcap) * softcap
+    if mask is None:
+        mask = torch.full((n, m), float("-inf"), device=query.device).triu_(1)
+    weights = torch.softmax(scores + mask, -1).to(query.dtype)
+    return (weights.view(1, key.shape[1], groups * n, m) @ value).view(1, -1, n, value.shape[-1])
+
+
+def repeat_heads(states: Tensor, groups: int) -> Tensor:
+    """(1, kv_heads, m, dim) -> (1, kv_heads * groups, m, dim), every head `groups` times in a row."""
+    batch, heads, length, dim = states.shape
+    return states[:, :, None].expand(batch, heads, groups, length, dim).reshape(batch, heads * groups, length, dim)

@@ -1,0 +1,345 @@
+"""The harness's three request types over a plain transformers model, every distinct token computed once."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from evaluation.engine.generation import GenerationRequest, Generator
+from evaluation.engine.scoring import Score, Scorer, ScoreRequest, plain_scores, sharing_problem
+from models.errors import BadInput, PrunebenchError
+
+log = logging.getLogger(__name__)
+
+DEFAULT_MAX_LENGTH = 2048
+DEFAULT_NEW_TOKENS = 256
+"""What the harness uses where the model or the task says nothing."""
+
+NON_FINITE = -1
+"""Stands for a token that was chosen from logits that aren't numbers."""
+
+
+class NonFiniteScore(PrunebenchError):
+    """The model gave NaN or infinite logits for a request; `index` is its place in the call."""
+
+    reason = "the model gave logits that are not finite numbers"
+
+    def __init__(self, index: int) -> None:
+        super().__init__(f"Request {index}: {self.reason}.")
+        self.index = index
+
+
+class RequestProblem(BadInput):
+    """A request that can't be computed; `index` is its place in the call, `reason` ends without a full stop."""
+
+    def __init__(self, index: int, reason: str) -> None:
+        super().__init__(f"Request {index}: {reason}.")
+        self.index = index
+        self.reason = reason
+
+
+@dataclass
+class Answers:
+    """Responses in the order of the requests, and the requests that were cut from the left."""
+
+    responses: list[Any]
+    truncated: set[int] = field(default_factory=set)
+
+
+@dataclass
+class _Text:
+    """Stop condition of one generation request."""
+
+    stops: list[str]
+    tail: int
+    end_tokens: frozenset[int]
+    tokenizer: Any
+
+    def __call__(self, generated: list[int]) -> bool:
+        if generated[-1] in self.end_tokens:
+            return True
+        if not self.stops:
+            return False
+        end = self.tokenizer.decode(generated[-self.tail :])
+        if not any(stop in end for stop in self.stops):
+            return False
+        text = self.tokenizer.decode(generated)  # the tail alone may split a character
+        return any(stop in text for stop in self.stops)
+
+
+class Engine:
+    """Log-likelihoods and greedy texts, as the harness's `hf` backend would return them.
+
+    Args:
+        model, tokenizer: a transformers causal LM on its device, and its tokenizer.
+        prompt: text put before every request, computed once; a request's own BOS is dropped then. None or "" for none.
+        row_tokens: distinct tokens a packed row holds; None chooses by the memory at hand.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, prompt: str | None = None, row_tokens: int | None = None) -> None:
+        if row_tokens is not None and row_tokens < 1:
+            raise BadInput(f"token_budget is {row_tokens}; give a positive number of tokens.")
+        model.eval()
+        self.model = model
+        self.tokenizer = tokenizer
+        self.row_tokens = row_tokens
+        self.notes: list[str] = []
+        self.prompt_ids = self._prompt_ids(prompt)
+        self.max_length = context_length(model.config, tokenizer) - len(self.prompt_ids)
+        if self.max_length < 2:
+            raise BadInput(f"The prompt holds {len(self.prompt_ids)} tokens, which fills the model's whole context.")
+        self.problem = sharing_problem(model)
+        if self.problem:
+            self.notes.append(f"{self.problem}; every request was computed on its own")
+            log.warning(self.notes[-1])
+        self.scorer = Scorer(model, row_tokens)
+        self.generator = Generator(model, row_tokens)
+
+    @property
+    def tokens_computed(self) -> int:
+        """Tokens that went through the model so far, prompts and headers counted once."""
+        return self.scorer.tokens_computed + self.generator.tokens_computed
+
+    @property
+    def prefix_token(self) -> int:
+        """What stands before a text that has no context: BOS, or EOS where there is none."""
+        for token in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id):
+            if token is not None:
+                return int(token)
+        raise BadInput("The tokenizer has neither a BOS nor an EOS token, so a text without context can't be scored.")
+
+    def _prompt_ids(self, prompt: str | None) -> list[int]:
+        if not prompt:
+            return []
+        ids = list(self.tokenizer.encode(prompt, add_special_tokens=False))
+        if self.tokenizer.bos_token_id is not None:
+            ids = [int(self.tokenizer.bos_token_id), *ids]
+        return ids
+
+    def encode(self, texts: Iterable[str], add_special_tokens: bool | None = None) -> dict[str, list[int]]:
+        """Token ids of every distinct text, as the `hf` backend encodes it: the tokenizer's own special tokens,
+        but none where the text already starts with the BOS (or EOS) text, and no BOS behind a prompt."""
+        prefix = ""
+        if self.tokenizer.bos_token_id is not None or self.tokenizer.eos_token_id is not None:
+            prefix = self.tokenizer.decode(self.prefix_token)
+        distinct = list(dict.fromkeys(texts))
+        plain: list[str] = []
+        special: list[str] = []
+        for text in distinct:
+            has_own = bool(prefix) and text.startswith(prefix)
+            (plain if add_special_tokens is False or has_own else special).append(text)
+        found: dict[str, list[int]] = {}
+        for group, adds in ((plain, False), (special, True)):
+            if group:
+                ids = self.tokenizer(group, add_special_tokens=adds)["input_ids"]
+                found.update(zip(group, ids, strict=True))
+        return found
+
+    def _behind_prompt(self, ids: list[int]) -> list[int]:
+        if self.prompt_ids and ids and ids[0] == self.tokenizer.bos_token_id:
+            return ids[1:]
+        return ids
+
+    def score(self, requests: Sequence[ScoreRequest], progress: Callable[[int, int], None] | None = None) -> list[Score]:
+        """Scores of token requests; shared where the model allows."""
+        if self.problem:
+            return plain_scores(self.model, requests)
+        return self.scorer.score(requests, progress)
+
+    def loglikelihood(
+        self, pairs: Sequence[tuple[str, str]], progress: Callable[[int, int], None] | None = None
+    ) -> Answers:
+        """(log-likelihood, is greedy) of each continuation given its context.
+
+        Raises:
+            NonFiniteScore: by the index of the request.
+            RequestProblem: a continuation without tokens, or longer than the context.
+        """
+        split = [_moved_spaces(context, continuation) for context, continuation in pairs]
+        encoded = self.encode([c for c, _ in split if c] + [c + t for c, t in split if c])
+        alone = self.encode([t for c, t in split if not c], add_special_tokens=False)
+        tokens = []
+        for index, (context, continuation) in enumerate(split):
+            if context:
+                before = encoded[context]
+                after = encoded[context + continuation][len(before) :]
+                before = self._behind_prompt(before)
+                before = before if before or self.prompt_ids else [self.prefix_token]
+            else:
+                before, after = [self.prefix_token], alone[continuation]
+                if after[:1] == before:
+                    after = after[1:]
+                if self.prompt_ids:
+                    before = []
+            if not after:
+                raise RequestProblem(index, f"the choice {continuation!r} holds no tokens; give it text")
+            tokens.append((before, after))
+        return self._score_pairs(tokens, progress)
+
+    def _score_pairs(
+        self, tokens: Sequence[tuple[list[int], list[int]]], progress: Callable[[int, int], None] | None
+    ) -> Answers:
+        answers = Answers([])
+        requests = []
+        for index, (before, after) in enumerate(tokens):
+            if len(after) > self.max_length:
+                raise RequestProblem(
+                    index, f"a choice holds {len(after)} tokens, more than the model's context of {self.max_length}"
+                )
+            if len(before) + len(after) > self.max_length + 1:
+                answers.truncated.add(index)
+            whole = (before + after)[-(self.max_length + 1) :]
+            requests.append(ScoreRequest(self.prompt_ids + whole[:-1], after))
+        for index, score in enumerate(self.score(requests, progress)):
+            if not math.isfinite(score.total):
+                raise NonFiniteScore(index)
+            answers.responses.append((score.total, score.is_greedy))
+        return answers
+
+    def loglikelihood_rolling(
+        self, texts: Sequence[str], progress: Callable[[int, int], None] | None = None
+    ) -> Answers:
+        """Log-likelihood of each whole text, long ones in windows that don't overlap (the harness's rule)."""
+        encoded = self.encode(texts)
+        owners: list[int] = []
+        tokens: list[tuple[list[int], list[int]]] = []
+        for index, text in enumerate(texts):
+            for window in disjoint_windows(self._behind_prompt(encoded[text]), self.prefix_token, self.max_length):
+                owners.append(index)
+                tokens.append(window)
+        totals = [0.0] * len(texts)
+        for owner, (total, _) in zip(owners, self._score_pairs(tokens, progress).responses, strict=True):
+            totals[owner] += total
+        return Answers(totals)
+
+    def generate_until(
+        self,
+        requests: Sequence[tuple[str, dict[str, Any]]],
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Answers:
+        """Greedy text after each context, cut at the first stop string.
+
+        Raises:
+            RequestProblem: a request that samples; NonFiniteScore: by the index of the request.
+        """
+        encoded = self.encode([context for context, _ in requests])
+        answers = Answers([])
+        prepared = []
+        stops = []
+        for index, (context, options) in enumerate(requests):
+            if options.get("do_sample") or float(options.get("temperature") or 0.0) > 0.0:
+                raise RequestProblem(index, "it asks for sampling; only greedy generation is supported")
+            new_tokens = _new_tokens(options)
+            if self.max_length - new_tokens < 1:
+                raise RequestProblem(
+                    index, f"it asks for {new_tokens} new tokens; the model's context holds {self.max_length}"
+                )
+            ids = self._behind_prompt(encoded[context])
+            if len(ids) > self.max_length - new_tokens:
+                answers.truncated.add(index)
+                ids = ids[-(self.max_length - new_tokens) :]
+            if not ids and not self.prompt_ids:
+                ids = [self.prefix_token]
+            until = options.get("until") or []
+            until = [until] if isinstance(until, str) else list(until)
+            stops.append(until)
+            prepared.append(GenerationRequest(self.prompt_ids + ids, new_tokens, self._stop(until)))
+        generated = self._generate(prepared, progress)
+        end_text = self.tokenizer.decode(self.tokenizer.eos_token_id) if self.tokenizer.eos_token_id is not None else ""
+        for index, (tokens, until) in enumerate(zip(generated, stops, strict=True)):
+            if NON_FINITE in tokens:
+                raise NonFiniteScore(index)
+            text = self.tokenizer.decode(tokens, skip_special_tokens=True)
+            for stop in [*until, end_text]:
+                if stop:
+                    text = text.split(stop)[0]
+            answers.responses.append(text)
+        return answers
+
+    def _stop(self, until: list[str]) -> _Text:
+        ends = {self.tokenizer.eos_token_id}
+        configured = getattr(self.model.generation_config, "eos_token_id", None)
+        ends |= set(configured) if isinstance(configured, (list, tuple)) else {configured}
+        longest = max((len(stop.encode()) for stop in until), default=0)
+        return _Text(
+            [stop for stop in until if stop],
+            longest + 4,
+            frozenset(int(token) for token in ends if token is not None),
+            self.tokenizer,
+        )
+
+    def _generate(
+        self, requests: list[GenerationRequest], progress: Callable[[int, int], None] | None
+    ) -> list[list[int]]:
+        if not self.problem:
+            return self.generator.generate(requests, progress)
+        import torch
+        from transformers import StoppingCriteria, StoppingCriteriaList
+
+        class Finished(StoppingCriteria):
+            def __init__(self, request: GenerationRequest) -> None:
+                self.request = request
+
+            def __call__(self, ids: torch.Tensor, scores: object, **_: object) -> torch.Tensor:
+                new = ids[0, len(self.request.prompt) :].tolist()
+                return torch.tensor([self.request.is_finished(new)], device=ids.device)
+
+        device = next(self.model.parameters()).device
+        results = []
+        for place, request in enumerate(requests):
+            ids = torch.tensor([list(request.prompt)], device=device)
+            with torch.inference_mode():
+                output = self.model.generate(
+                    ids,
+                    attention_mask=torch.ones_like(ids),
+                    do_sample=False,
+                    max_new_tokens=request.max_new_tokens,
+                    stopping_criteria=StoppingCriteriaList([Finished(request)]),
+                )
+            results.append(output[0, ids.shape[1] :].tolist())
+            if progress is not None:
+                progress(place + 1, len(requests))
+        return results
+
+
+def _moved_spaces(context: str, continuation: str) -> tuple[str, str]:
+    """The harness's rule: spaces at the end of the context belong to the continuation."""
+    stripped = context.rstrip()
+    return stripped, context[len(stripped) :] + continuation
+
+
+def _new_tokens(options: dict[str, Any]) -> int:
+    for name in ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens"):
+        if options.get(name) is not None:
+            return int(options[name])
+    return DEFAULT_NEW_TOKENS
+
+
+def context_length(config: Any, tokenizer: Any) -> int:
+    """Tokens that fit into the model, as the harness finds it: the config, the tokenizer, then 2,048."""
+    for name in ("max_position_embeddings", "n_positions", "n_ctx", "seq_length"):
+        value = getattr(config, name, None)
+        if isinstance(value, int) and value > 0:
+            return value
+    limit = getattr(tokenizer, "model_max_length", None)
+    if isinstance(limit, int) and limit < 10**9:
+        return limit
+    return DEFAULT_MAX_LENGTH
+
+
+def disjoint_windows(tokens: list[int], prefix_token: int, length: int) -> list[tuple[list[int], list[int]]]:
+    """(context, scored tokens) of windows of at most `length` tokens that score every token once."""
+    if not tokens:
+        return []
+    windows = [([prefix_token], tokens[:length])]
+    done = length
+    while done < len(tokens):
+        scored = tokens[done : done + length]
+        end = done + len(scored)
+        context = tokens[max(0, end - length - 1) : done]
+        windows.append((context, scored))
+        done = end
+    return windows

@@ -1,0 +1,105 @@
+"""Training examples for recovery and for methods that learn: token ids and how many of them are prompt."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from methods.calibration.sampling import CleanDocuments, tokenize
+from models.errors import BadInput
+
+
+class TrainingConfig(BaseModel):
+    """Which text a recovery or a learning method trains on. Defaults: LLM-Pruner's recipe (its code; spec section 10)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    source: str = Field("alpaca", min_length=1, description="as CalibrationConfig.source; 'embedded' where nothing else is there")
+    max_len: int = Field(256, ge=8, description="tokens; longer examples are cut at the end")
+    validation_examples: int = Field(2000, ge=1, description="held out; at most a tenth of what the source has")
+    max_examples: int | None = Field(None, ge=1, description="training examples to read; None: all of the source")
+
+
+@dataclass(frozen=True)
+class Example:
+    """One training sequence.
+
+    tokens: (length,) int64 with the end-of-text token where it wasn't cut; prompt_tokens: so many at the start carry no
+    loss (0 for plain text).
+    """
+
+    tokens: Tensor
+    prompt_tokens: int
+
+    @property
+    def labels(self) -> Tensor:
+        """(length,) int64: the tokens, with -100 in place of the prompt."""
+        labels = self.tokens.clone()
+        labels[: self.prompt_tokens] = -100
+        return labels
+
+
+@dataclass(frozen=True)
+class TrainingText:
+    """Training and validation examples in a fixed random order.
+
+    Where the source is instructions, the loss is on the response; where it is plain text, on everything, in pieces of
+    at most `max_len` tokens.
+    """
+
+    train: tuple[Example, ...]
+    validation: tuple[Example, ...]
+    description: str
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of all token ids and prompt lengths, in order."""
+        digest = hashlib.sha256()
+        for part in (self.train, self.validation):
+            for example in part:
+                digest.update(f"{len(example.tokens)},{example.prompt_tokens};".encode())
+                digest.update(example.tokens.numpy().tobytes())
+            digest.update(b"|")
+        return digest.hexdigest()
+
+
+def build_training_text(
+    config: TrainingConfig, documents: CleanDocuments, tokenizer: PreTrainedTokenizerBase, generator: torch.Generator
+) -> TrainingText:
+    """Tokenises the documents of a source in random order; the first ones are held out for validation.
+
+    Raises:
+        BadInput: fewer than 2 usable examples, or text that contains evaluation items.
+    """
+    end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
+    held_out = max(1, min(config.validation_examples, len(documents.corpus.documents) // 10))
+    wanted = None if config.max_examples is None else config.max_examples + held_out
+    examples: list[Example] = []
+    for document in documents.shuffled(generator):
+        if wanted is not None and len(examples) >= wanted:
+            break
+        if document.prompt:
+            if not document.response.strip():
+                continue
+            prompt = tokenize(tokenizer, document.prompt)
+            tokens = torch.cat([prompt, tokenize(tokenizer, document.response), torch.tensor(end, dtype=torch.int64)])[: config.max_len]
+            if len(tokens) > len(prompt):
+                examples.append(Example(tokens, len(prompt)))
+        else:
+            tokens = torch.cat([tokenize(tokenizer, document.text), torch.tensor(end, dtype=torch.int64)])
+            examples += [Example(piece, 0) for piece in tokens.split(config.max_len) if len(piece) > 1]
+    documents.refuse_if_contaminated()
+    if len(examples) <= held_out:
+        raise BadInput(
+            f"training source {documents.name!r} ({documents.corpus.origin}) has {len(examples)} usable examples; "
+            "at least one for training and one for validation are needed."
+        )
+    kept = examples[:wanted]
+    description = f"{documents.name} ({documents.corpus.origin}){documents.note}"
+    return TrainingText(tuple(kept[held_out:]), tuple(kept[:held_out]), description)

@@ -1,0 +1,39 @@
+"""Deletes what killed runs left, and on request checkpoints or whole cells, of one grid only."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments import stages
+from experiments.artifacts import CellFolder, remove
+from experiments.plan import PlannedCell
+from experiments.run_cell import finished_record
+
+
+def clean_cells(cells: Sequence[PlannedCell], out: Path, *, checkpoints: bool, everything: bool) -> str:
+    """Cleans the folders of `cells`; a cell that a run works on is left alone. Returns a sentence."""
+    freed, busy = 0, 0
+    for cell in cells:
+        folder = CellFolder(out, cell.id)
+        if not folder.path.is_dir():
+            continue
+        before = stages.folder_bytes(folder.path)
+        with folder.lock() as mine:
+            if not mine:
+                busy += 1
+                continue
+            folder.tidy()
+            remove(folder.path / "set-aside")
+            if finished_record(folder) is not None:
+                remove(folder.path / "work")
+                if checkpoints:
+                    for stage, name in (("slice", stages.CHECKPOINT), ("recover", stages.RECOVERED)):
+                        folder.stamp_path(stage).unlink(missing_ok=True)
+                        remove(folder.path / name)
+            if everything:
+                shutil.rmtree(folder.path, ignore_errors=True)
+        freed += before - (stages.folder_bytes(folder.path) if folder.path.is_dir() else 0)
+    note = f"; {busy} left alone, a run works on them" if busy else ""
+    return f"{out}: {freed / 1e6:.1f} MB freed{note}"

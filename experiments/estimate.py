@@ -1,0 +1,159 @@
+"""What a grid will take, before it runs: seconds, memory and disk of each cell.
+
+Time is work over speed. Work: floating-point operations of every stage, from the model's parameter counts and the tokens
+that each protocol pushes through it. Speed: a matrix product timed here for a fraction of a second. Good to a factor of
+two on the machine that runs `plan`; a run elsewhere scales with that machine's speed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from experiments.artifacts import CellFolder
+from experiments.cell import CellConfig
+from experiments.config import GridConfig
+from experiments.model_check import meta_anatomy
+from experiments.plan import PlannedCell
+from experiments.progress import duration, gigabytes
+from experiments.run_cell import finished_record, millions
+
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+FORWARD = 2  # operations per parameter and token
+TRAIN = 6
+UTILISATION = 0.45  # share of a matrix product's speed that a whole forward pass reaches
+FIXED_SECONDS = 4.0  # reading files, checking hashes, starting the evaluator
+DISK_BYTES_PER_SECOND = 4e8
+
+# Documents in the split and tokens that one document puts through the model (context shared by its choices counted once).
+# Measured with SmolLM2's tokenizer; other tokenizers differ by some ten per cent.
+TASK_SIZES: dict[str, tuple[int, int]] = {
+    "piqa": (1838, 60),
+    "hellaswag": (10042, 180),
+    "winogrande": (1267, 50),
+    "arc_easy": (2376, 55),
+    "arc_challenge": (1172, 65),
+    "openbookqa": (500, 40),
+    "boolq": (3270, 150),
+    "social_iqa": (1954, 45),
+    "race": (1045, 700),
+    "mmlu": (14042, 700),
+    "mmlu_generative": (14042, 700),
+    "bbh": (6511, 900),
+    "passages": (5153, 90),
+    "wikitext2_2048": (166, 2048),
+    "wikitext2_128": (2600, 128),
+    "ptb_2048": (55, 2048),
+    "ptb_128": (880, 128),
+}
+OTHER_TASK = (1000, 120)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One cell's cost; None where the model's shape can't be had without fetching it."""
+
+    seconds: float | None
+    memory_bytes: float | None
+    disk_bytes: float | None
+    params: int | None
+
+
+def measure_speed(threads: int | None = None) -> float:
+    """Floating-point operations a second of a float32 matrix product here."""
+    import torch
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    size = 768
+    a, b = torch.rand(size, size), torch.rand(size, size)
+    a @ b
+    best = float("inf")
+    for _ in range(7):
+        started = time.perf_counter()
+        a @ b
+        best = min(best, time.perf_counter() - started)
+    return 2 * size**3 / best
+
+
+def evaluation_tokens(cell: CellConfig) -> int:
+    """Tokens that the protocols of a cell put through the model."""
+    from evaluation import get_protocol
+
+    tokens = 0
+    for choice in cell.protocols:
+        for entry in get_protocol(choice.name).tasks:
+            documents, size = TASK_SIZES.get(entry.task, OTHER_TASK)
+            tokens += size * (documents if choice.limit is None else min(choice.limit, documents))
+    return tokens
+
+
+def estimate(cell: PlannedCell, speed: float) -> Estimate:
+    """The cost of one cell at `speed` operations a second."""
+    anatomy = meta_anatomy(cell.model)
+    if anatomy is None:
+        return Estimate(None, None, None, None)
+    config = cell.config
+    dense = anatomy.dense_params
+    width = BYTES[config.model.dtype]
+    kept = (
+        dense.total
+        if config.sparsity is None
+        else dense.total - config.sparsity * dense.of("total" if config.basis == "total" else "blocks")
+    )
+    operations = FORWARD * kept * evaluation_tokens(config)
+    if config.efficiency.enabled:
+        each = config.efficiency.prompt_tokens + 4 * config.efficiency.new_tokens  # decoding is slower than its operations
+        operations += FORWARD * kept * each * (config.efficiency.repeats + 1)
+    disk = 0.0
+    if not config.is_dense:
+        disk = kept * width
+        calibration = config.calibration
+        if calibration is not None and _needs_calibration(config.method):
+            operations += TRAIN * dense.total * calibration.num_samples * calibration.seq_len
+    seconds = operations / (speed * UTILISATION) + (dense.total * width + 3 * disk) / DISK_BYTES_PER_SECOND + FIXED_SECONDS
+    activations = 5e8 + 4 * anatomy.vocab_size * 2048
+    memory = dense.total * width * (1 if config.is_dense else 2) + activations
+    return Estimate(seconds, memory, disk, round(kept))
+
+
+def _needs_calibration(method: str) -> bool:
+    from methods.registry import get_pruner
+
+    return get_pruner(method).needs_calibration
+
+
+def plan_table(config: GridConfig, cells: Sequence[PlannedCell], out: Path) -> str:
+    """The table of `plan`: id, title, parameters, time, memory, and whether the cell is done already."""
+    speed = measure_speed()
+    rows: list[tuple[Any, ...]] = []
+    total, unknown_count, disk = 0.0, 0, 0.0
+    for cell in cells:
+        cost = estimate(cell, speed)
+        is_done = finished_record(CellFolder(out, cell.id)) is not None
+        if not is_done:
+            total += cost.seconds or 0.0
+            disk += cost.disk_bytes or 0.0
+            unknown_count += cost.seconds is None
+        rows.append(
+            (
+                cell.id,
+                cell.config.title,
+                "?" if cost.params is None else millions(cost.params),
+                "done" if is_done else "?" if cost.seconds is None else duration(cost.seconds),
+                gigabytes(cost.memory_bytes),
+            )
+        )
+    head = ("cell", "", "params", "time", "memory")
+    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
+    lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in (head, *rows)]
+    workers = config.run.workers if config.run.executor == "processes" else 1
+    summary = f"{len(cells)} cells, about {duration(total / workers)} and {gigabytes(disk)} of disk to go"
+    if workers > 1:
+        summary += f" with {workers} workers"
+    if unknown_count:
+        summary += f"; {unknown_count} cells of unknown cost, since their model isn't here yet"
+    return "\n".join([*lines, "", summary])

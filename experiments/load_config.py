@@ -1,0 +1,150 @@
+"""Reads a grid: YAML files that extend one another, then --set KEY=VALUE, then types."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from experiments.config import GridConfig
+from experiments.suggest import sentence, shown
+from models.errors import BadInput
+
+MAX_CONFIG_BYTES = 1_000_000
+MAX_EXTENDS = 16
+MAX_DEPTH = 40
+
+
+def load_config(path: Path | None, settings: Sequence[str] = ()) -> GridConfig:
+    """The typed grid of `path` with `settings` (each KEY=VALUE, KEY dotted, VALUE in YAML) laid over it.
+
+    `extends: FILE` (or a list) names files, relative to the one that says so, that this one is laid over.
+    Mappings are merged key by key; lists and plain values are replaced.
+
+    Raises:
+        BadInput: a file that isn't there or isn't YAML, an unknown key, a value out of range; one sentence.
+    """
+    data: dict[str, Any] = _read_with_extends(Path(path), ()) if path is not None else {}
+    where = str(path) if path is not None else "the built-in defaults"
+    for setting in settings:
+        data = merge(data, parse_setting(setting))
+    if settings:
+        where += " with --set"
+    if _depth(data) > MAX_DEPTH:
+        raise BadInput(f"{where}: nested more than {MAX_DEPTH} levels deep; a grid needs four.")
+    try:
+        return GridConfig.model_validate(data)
+    except ValidationError as error:
+        raise BadInput(sentence(error, GridConfig, where)) from None
+    except (RecursionError, OverflowError):
+        raise BadInput(f"{where}: values nested too deep or too large to read.") from None
+
+
+def parse_setting(setting: str) -> dict[str, Any]:
+    """`a.b=3` as `{'a': {'b': 3}}`."""
+    key, equals, text = setting.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise BadInput(f"--set {shown(setting)}: expected KEY=VALUE, for example --set grid.seed=[0,1,2].")
+    value: Any = _parse_yaml(text, f"--set {key}")
+    for part in reversed(parts):
+        value = {part: value}
+    return dict(value)
+
+
+def merge(base: dict[str, Any], overlay: dict[str, Any]) -> dict[str, Any]:
+    """`overlay` laid over `base`: mappings merge, everything else replaces."""
+    merged = dict(base)
+    for key, value in overlay.items():
+        if isinstance(value, dict) and isinstance(merged.get(key), dict):
+            merged[key] = merge(merged[key], value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _read_with_extends(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
+    resolved = path.resolve()
+    if resolved in chain:
+        raise BadInput(f"{path}: 'extends' goes round in a circle ({' -> '.join(p.name for p in (*chain, resolved))}).")
+    if len(chain) >= MAX_EXTENDS:
+        raise BadInput(f"{path}: more than {MAX_EXTENDS} files extend one another.")
+    data = _read_yaml(path)
+    extends = data.pop("extends", [])
+    names = [extends] if isinstance(extends, str) else extends
+    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+        raise BadInput(f"{path}: extends = {shown(extends)} is not accepted: expected a file name or a list of them.")
+    base: dict[str, Any] = {}
+    for name in names:
+        if "\0" in name:
+            raise BadInput(f"{path}: extends = {shown(name)} is no file name.")
+        base = merge(base, _read_with_extends(path.parent / name, (*chain, resolved)))
+    return merge(base, data)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        if path.is_file() and path.stat().st_size > MAX_CONFIG_BYTES:
+            raise BadInput(f"Config {path} has {path.stat().st_size} bytes; a grid fits in {MAX_CONFIG_BYTES}: is it the right file?")
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise BadInput(f"Config {path} does not exist; give a YAML file, for example configs/demo.yaml.") from None
+    except IsADirectoryError:
+        raise BadInput(f"Config {path} is a folder; give a YAML file, for example configs/demo.yaml.") from None
+    except UnicodeDecodeError as error:
+        raise BadInput(f"Config {path} is not UTF-8 text (byte {error.start}); save it as UTF-8.") from None
+    except OSError as error:
+        raise BadInput(f"Config {path} can't be read: {error.strerror}.") from None
+    data = _parse_yaml(text, f"Config {path}")
+    if data is None:
+        return {}
+    if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
+        raise BadInput(f"Config {path} holds {shown(data)}; expected keys such as grid, calibration, protocols.")
+    return data
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that refuses repeated keys and anchors (a few lines of anchors can stand for gigabytes)."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event = self.peek_event()
+        if isinstance(event, yaml.events.AliasEvent):
+            raise yaml.constructor.ConstructorError(None, None, "aliases (*name) are not accepted", event.start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str | int | float | bool | None):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be plain text", key_node.start_mark)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _parse_yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise BadInput(f"{where} is not valid YAML{place}: {error.problem or error.context or 'unreadable'}.") from None
+    except yaml.YAMLError as error:
+        raise BadInput(f"{where} is not valid YAML: {' '.join(str(error).split())}.") from None
+    except (ValueError, RecursionError, OverflowError) as error:
+        raise BadInput(f"{where} is not valid YAML: {type(error).__name__} ({' '.join(str(error).split())[:100]}).") from None
+
+
+def _depth(value: Any) -> int:
+    depth, level = 0, [value]
+    while level:
+        depth += 1
+        if depth > MAX_DEPTH:
+            return depth
+        level = [child for one in level if isinstance(one, dict | list) for child in (one.values() if isinstance(one, dict) else one)]
+    return depth

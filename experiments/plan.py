@@ -1,0 +1,224 @@
+"""From the typed grid to the list of cells, with every name checked and every default filled in."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from experiments.cell import DENSE, CellConfig, CellModel, CellProtocol
+from experiments.config import GridConfig, MethodChoice, Pattern, RecoveryChoice
+from experiments.hashing import hash_file
+from experiments.model_check import check_model, data_fingerprint
+from experiments.recovery import get_recovery
+from experiments.suggest import sentence, shown, unknown
+from models.errors import BadInput
+from models.loading import ModelSpec
+
+
+@dataclass(frozen=True)
+class PlannedCell:
+    """A cell and how its model is to be loaded here (the device isn't part of the cell)."""
+
+    config: CellConfig
+    model: ModelSpec
+
+    @property
+    def id(self) -> str:
+        return self.config.id
+
+
+def plan_grid(config: GridConfig, data_dir: Path | None = None, *, needs_protocols: bool = True) -> list[PlannedCell]:
+    """Every cell of the grid, each once, in the order in which they run: dense first, then by sparsity and method.
+
+    Raises:
+        BadInput: an unknown method, protocol, recovery or model, or a setting that a method refuses.
+    """
+    if not config.grid.method and not config.grid.dense:
+        raise BadInput("grid.method is empty and grid.dense is false: there is nothing to run; name a method, for example magnitude.")
+    if config.grid.method and not config.grid.sparsity and not config.grid.include:
+        raise BadInput("grid.sparsity is empty; give the share of parameters to remove, for example [0.2, 0.4].")
+    if needs_protocols and not config.protocols:
+        raise BadInput("protocols is empty; name at least one, for example commonsense_llm_pruner.")
+    _check_patterns(config)
+    protocols = _resolve_protocols(config)
+    methods = {choice.name: _resolve_method(config, choice) for choice in config.grid.method}
+    _check_method_config(config, methods)
+    data = "embedded" if data_dir is None else data_fingerprint(data_dir)
+
+    cells: dict[str, PlannedCell] = {}
+    for model in config.grid.model:
+        cell_model = CellModel(
+            name=model.name,
+            dtype=model.dtype,
+            attn_implementation=model.attn_implementation,
+            revision=model.revision,
+            trust_remote_code=model.trust_remote_code,
+            fingerprint=check_model(model),
+        )
+        common: dict[str, Any] = {
+            "model": cell_model,
+            "protocols": protocols,
+            "efficiency": config.efficiency,
+            "data": data,
+            "synthetic": config.synthetic,
+            "basis": config.grid.basis,
+        }
+        if config.grid.dense:
+            dense = CellConfig(
+                **common,
+                method=DENSE,
+                method_config={},
+                method_source="built-in",
+                sparsity=None,
+                seed=0,
+                recovery="none",
+                recovery_config={},
+                calibration=None,
+            )
+            cells.setdefault(dense.id, PlannedCell(dense, model))
+        for method, sparsity, seed, recovery in _combinations(config, model):
+            method_config, source = methods[method]
+            recovery_config = get_recovery(recovery.name).resolve(recovery.config)
+            cell = CellConfig(
+                **common,
+                method=method,
+                method_config=method_config,
+                method_source=source,
+                sparsity=sparsity,
+                seed=seed,
+                recovery=recovery.name,
+                recovery_config=recovery_config,
+                calibration=config.calibration,
+            )
+            cells.setdefault(cell.id, PlannedCell(cell, model))
+    if not cells:
+        raise BadInput("grid.exclude leaves no cell to run; exclude less.")
+    return list(cells.values())
+
+
+def select(cells: list[PlannedCell], wanted: list[str]) -> list[PlannedCell]:
+    """The cells whose id starts with one of `wanted` (all cells when it is empty).
+
+    Raises:
+        BadInput: an id that is no cell of this grid, or the start of several.
+    """
+    if not wanted:
+        return cells
+    chosen = []
+    for start in wanted:
+        matching = [cell for cell in cells if cell.id.startswith(start)] if start else []
+        if len(matching) != 1:
+            found = "is no cell of this grid" if not matching else f"is the start of {len(matching)} cells"
+            raise BadInput(f"--only {shown(start)} {found}; the ids stand in the first column of the verb plan.")
+        chosen.append(matching[0])
+    return chosen
+
+
+def _combinations(config: GridConfig, model: ModelSpec) -> Iterator[tuple[str, float, int, RecoveryChoice]]:
+    grid = config.grid
+    for sparsity in grid.sparsity:
+        for method in grid.method:
+            for seed in grid.seed:
+                for recovery in grid.recovery:
+                    if not any(_matches(p, model.name, method.name, sparsity, seed, recovery.name) for p in grid.exclude):
+                        yield method.name, sparsity, seed, recovery
+    for include in grid.include:
+        if include.model not in (None, model.name):
+            continue
+        assert include.method is not None  # the config demands both
+        assert include.sparsity is not None
+        recoveries = [r for r in grid.recovery if include.recovery in (None, r.name)]
+        for seed in grid.seed if include.seed is None else (include.seed,):
+            for recovery in recoveries:
+                yield include.method, include.sparsity, seed, recovery
+
+
+def _matches(pattern: Pattern, model: str, method: str, sparsity: float, seed: int, recovery: str) -> bool:
+    pairs = (
+        (pattern.model, model),
+        (pattern.method, method),
+        (pattern.sparsity, sparsity),
+        (pattern.seed, seed),
+        (pattern.recovery, recovery),
+    )
+    return all(wanted is None or wanted == value for wanted, value in pairs)
+
+
+def _check_patterns(config: GridConfig) -> None:
+    """Every name in an exclude or include must be on the grid: a misspelt exclude would silently exclude nothing."""
+    grid = config.grid
+    names = {
+        "model": [m.name for m in grid.model],
+        "method": [m.name for m in grid.method],
+        "recovery": [r.name for r in grid.recovery],
+    }
+    for kind, values in names.items():
+        if len(values) != len(set(values)):
+            twice = next(v for v in values if values.count(v) > 1)
+            raise BadInput(f"grid.{kind} names {shown(twice)} twice; each {kind} may stand there once.")
+    for where, patterns in (("exclude", grid.exclude), ("include", grid.include)):
+        for pattern in patterns:
+            for kind, values in names.items():
+                value = getattr(pattern, kind)
+                if value is not None and value not in values:
+                    raise unknown(f"{kind} in grid.{where}", value, values)
+
+
+def _resolve_protocols(config: GridConfig) -> tuple[CellProtocol, ...]:
+    from evaluation import known_protocols
+
+    known = known_protocols()
+    resolved = []
+    for choice in config.protocols:
+        if choice.name not in known:
+            raise unknown("protocol", choice.name, known)
+        resolved.append(
+            CellProtocol(
+                name=choice.name,
+                version=str(known[choice.name].version),
+                limit=choice.limit if choice.limit is not None else config.evaluation.limit,
+                sources=choice.sources,
+                prompt=config.evaluation.prompt,
+                seed=config.evaluation.seed,
+            )
+        )
+    names = [p.name for p in resolved]
+    if len(names) != len(set(names)):
+        raise BadInput(f"protocols names {shown(max(names, key=names.count))} twice; each protocol may stand there once.")
+    return tuple(resolved)
+
+
+def _resolve_method(config: GridConfig, choice: MethodChoice) -> tuple[dict[str, Any], str]:
+    """The full settings of a method and where its code comes from."""
+    from methods.registry import get_pruner
+
+    if choice.name == DENSE:
+        raise BadInput("grid.method names 'dense'; the unpruned model is its own row: set grid.dense to true or false instead.")
+    pruner = get_pruner(choice.name)
+    settings = {**config.method_config.get(choice.name, {}), **choice.config}
+    try:
+        resolved = pruner.Config.model_validate(settings)
+    except ValidationError as error:
+        raise BadInput(sentence(error, pruner.Config, f"settings of method {choice.name}")) from None
+    return resolved.model_dump(mode="json"), code_source(pruner)
+
+
+def _check_method_config(config: GridConfig, methods: dict[str, Any]) -> None:
+    for name in config.method_config:
+        if name not in methods:
+            raise unknown("method in method_config", name, methods)
+
+
+def code_source(pruner: type) -> str:
+    """`built-in`, or the hash of the file that defines a plugin: changed code makes new cells."""
+    if pruner.__module__.split(".")[0] == "methods":
+        return "built-in"
+    try:
+        return f"plugin:{hash_file(Path(inspect.getfile(pruner)))[:16]}"
+    except (TypeError, OSError):
+        return f"plugin:{pruner.__module__}.{pruner.__qualname__}"

@@ -1,0 +1,62 @@
+"""What happens to every pruned model after slicing, equal for all methods."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import ValidationError
+
+from experiments.config import Part
+from experiments.suggest import sentence, unknown
+from models.errors import BadInput
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from methods.data import PruningData
+    from methods.pruner import Run
+
+
+class Recovery(ABC):
+    """One way to recover a pruned model."""
+
+    name: ClassVar[str]
+    Config: ClassVar[type[Part]]
+    trains: ClassVar[bool]
+
+    @classmethod
+    def resolve(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        """`settings` with the defaults filled in.
+
+        Raises:
+            BadInput: an unknown key or a value out of range.
+        """
+        try:
+            return cls.Config.model_validate(settings).model_dump(mode="json")
+        except ValidationError as error:
+            raise BadInput(sentence(error, cls.Config, f"settings of recovery {cls.name}")) from None
+
+    @abstractmethod
+    def recover(self, model: PreTrainedModel, settings: dict[str, Any], data: PruningData | None, run: Run) -> int:
+        """Trains the sliced `model` in place and merges what it learnt; returns the tokens that it saw."""
+
+
+class NoRecovery(Recovery):
+    """The pruned model as it is."""
+
+    name = "none"
+    Config = Part
+    trains = False
+
+    def recover(self, model: PreTrainedModel, settings: dict[str, Any], data: PruningData | None, run: Run) -> int:
+        return 0
+
+
+RECOVERIES: dict[str, type[Recovery]] = {NoRecovery.name: NoRecovery}
+
+
+def get_recovery(name: str) -> type[Recovery]:
+    if name not in RECOVERIES:
+        raise unknown("recovery", name, RECOVERIES)
+    return RECOVERIES[name]

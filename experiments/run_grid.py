@@ -1,0 +1,185 @@
+"""Runs the cells of a grid that aren't done yet, and says how each ended."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from experiments.artifacts import CellFolder, output_error, prepare_output_folder
+from experiments.config import GridConfig
+from experiments.executors import make_executor
+from experiments.job import Job, Outcome
+from experiments.model_check import check_sparsity
+from experiments.plan import PlannedCell
+from experiments.progress import View
+from experiments.run_cell import FINAL, finished_record
+from experiments.stopping import Stop
+from models.errors import BadInput
+from models.loading import EMBEDDED_PREFIX, resolve_model
+
+log = logging.getLogger(__name__)
+
+BUSY_POLL_SECONDS = 2.0
+
+
+@dataclass
+class GridResult:
+    """How a run ended.
+
+    Attributes:
+        statuses: final status of every cell that was asked for, by id.
+        reasons: why, for those that aren't done.
+        was_stopped: the user ended the run.
+        output_error: why the output folder failed, if it did.
+    """
+
+    statuses: dict[str, str] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
+    was_stopped: bool = False
+    output_error: str | None = None
+
+    @property
+    def exit_code(self) -> int:
+        if self.was_stopped:
+            return 130
+        good = ("done", "skipped", "pruned")
+        return 0 if self.output_error is None and all(s in good for s in self.statuses.values()) else 1
+
+    def note(self, outcome: Outcome) -> None:
+        self.statuses[outcome.cell_id] = outcome.status
+        self.reasons[outcome.cell_id] = outcome.reason
+
+    def text(self) -> str:
+        counts = Counter(self.statuses.values())
+        return ", ".join(f"{count} {status}" for status, count in sorted(counts.items())) or "nothing to do"
+
+
+def make_jobs(
+    config: GridConfig,
+    cells: Sequence[PlannedCell],
+    out: Path,
+    *,
+    data_dir: Path | None,
+    plugins: Sequence[Path],
+    command: str,
+    until: Literal["prune", "record"] = "record",
+    needs_checkpoint: bool = False,
+) -> list[Job]:
+    """One job a cell. `command` is what gives the cell again; the cell's id is appended."""
+    threads = max(1, int(config.run.cpus_per_cell)) if config.run.executor != "local" else None
+    return [
+        Job(
+            out=str(out.resolve()),
+            cell=cell.config,
+            model=cell.model,
+            data_dir=str(data_dir.resolve()) if data_dir is not None else None,
+            plugins=tuple(str(plugin.resolve()) for plugin in plugins),
+            command=f"{command} --only {cell.id}",
+            threads=threads,
+            token_budget=config.run.token_budget,
+            keep_checkpoints=config.run.keep_checkpoints,
+            save_dense=config.run.save_dense,
+            until=until,
+            needs_checkpoint=needs_checkpoint,
+        )
+        for cell in cells
+    ]
+
+
+def check_feasible(cells: Sequence[PlannedCell]) -> None:
+    """Refuses what no method could do, before anything is fetched or written.
+
+    Raises:
+        BudgetError: a sparsity that a model can't reach.
+    """
+    asked = {(cell.model, cell.config.sparsity, cell.config.basis) for cell in cells if cell.config.sparsity is not None}
+    for model, sparsity, basis in sorted(asked, key=str):
+        assert sparsity is not None  # filtered above
+        check_sparsity(model, sparsity, basis)
+
+
+def fetch_models(cells: Sequence[PlannedCell]) -> None:
+    """Fetches and converts what the cells need, so that a broken model ends the run before it starts.
+
+    Raises:
+        BadInput: a model that can't be read, a file that is cut, an asset that can't be had.
+    """
+    for model in dict.fromkeys(cell.model for cell in cells):
+        if model.name.startswith(EMBEDDED_PREFIX):
+            log.info("looking for %s in the cache", model.name)
+        resolve_model(model)
+
+
+def run_grid(
+    config: GridConfig, jobs: Sequence[Job], titles: dict[str, str], out: Path, view: View, stop: Stop, *, retry: bool = True
+) -> GridResult:
+    """Runs `jobs` until each has a final state or the user stops.
+
+    Cells that another run holds are left to it; in the end this waits for them and takes over what the other didn't
+    finish.
+
+    Args:
+        retry: run cells again that failed, ran out of memory or were interrupted before.
+    Raises:
+        BadInput: the output folder can't be written, or the executor can't start.
+    """
+    prepare_output_folder(out)
+    result = GridResult()
+    waiting = []
+    for job in jobs:
+        record = settled(job, retry=retry)
+        if record is None:
+            waiting.append(job)
+        else:
+            result.statuses[job.cell.id] = record
+    executor = make_executor(config.run)
+    view.start({job.cell.id: titles[job.cell.id] for job in waiting}, len(jobs) - len(waiting))
+    try:
+        while waiting and not stop.is_asked and result.output_error is None:
+            busy = []
+            by_id = {job.cell.id: job for job in waiting}
+            for outcome in executor.execute(waiting, view, stop):
+                if outcome.status == "busy":
+                    busy.append(by_id[outcome.cell_id])
+                    continue
+                if outcome.status == "bad_input":
+                    raise BadInput(outcome.reason)
+                if outcome.status == "output_error":
+                    result.output_error = outcome.reason
+                    break
+                result.note(outcome)
+                view.finished(outcome.cell_id, outcome.status, outcome.reason)
+            if len(busy) == len(waiting):
+                wait_for_others(busy, stop)
+            waiting = busy
+    except OSError as error:
+        known = output_error(out, error)
+        if known is None:
+            raise
+        result.output_error = str(known)
+    finally:
+        view.close()
+    result.was_stopped = stop.is_asked
+    return result
+
+
+def settled(job: Job, *, retry: bool = True) -> str | None:
+    """The final status of a job that needs no more work, or None."""
+    folder = CellFolder(Path(job.out), job.cell.id)
+    record = finished_record(folder, statuses=FINAL if retry else (*FINAL, "failed", "out_of_memory"))
+    if record is None or any(not folder.stamp_is_whole(path.stem) for path in (folder.path / "stages").glob("*.json")):
+        return None
+    return record.run.status
+
+
+def wait_for_others(jobs: Sequence[Job], stop: Stop) -> None:
+    """Waits until one of the cells that another run holds is free."""
+    log.info("another run works on the last %d cells; waiting for it", len(jobs))
+    folders = [CellFolder(Path(job.out), job.cell.id) for job in jobs]
+    while not stop.is_asked and all(folder.is_locked() for folder in folders):
+        time.sleep(BUSY_POLL_SECONDS)

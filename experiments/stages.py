@@ -1,0 +1,433 @@
+"""The stages of one cell: prune -> slice -> recover -> evaluate -> efficiency.
+
+Each stage reads the artifacts of those before it, writes its own into a scratch folder and returns its numbers; the
+caller makes it atomic and skips it when nothing changed. A stage keeps its model in memory for the next one, but what is
+evaluated is always the checkpoint, reloaded from disk.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from experiments.artifacts import CellFolder
+from experiments.cell import CellConfig
+from experiments.job import Job
+from experiments.recovery import get_recovery
+from experiments.seeds import seed_for, set_global_seeds
+from models.anatomy import Anatomy, ParamCount, count_params
+from models.budget import Budget
+from models.checkpoint import load_pruned, save_pruned
+from models.errors import BadInput, PrunebenchError
+from models.loading import LoadedModel, load_model, resolve_device
+from models.masks import Masks
+from models.slice import slice_model
+
+if TYPE_CHECKING:
+    from methods.data import PruningData
+
+MASKS_FILE = "masks.safetensors"
+WEIGHTS_FILE = "weights.safetensors"
+CHECKPOINT = "checkpoint"
+RECOVERED = "recovered"
+CURVES_FILE = "curves.jsonl"
+RELOAD_TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2, "float16": 5e-3}
+"""Largest difference of logits that a reload may make, as a share of the largest logit."""
+
+Progress = Callable[[str, int, int], None]
+
+
+class GateFailed(PrunebenchError):
+    """A sanity gate found that a number would have been false."""
+
+
+class ModelNotLoaded(BadInput):
+    """The model of the cell can't be loaded: the user's input, not the cell's failure."""
+
+
+class Unsupported(PrunebenchError):
+    """The method says that it can't prune this model."""
+
+
+@dataclass
+class Work:
+    """One cell at work: where it writes, whom it tells, and the models it still holds."""
+
+    job: Job
+    folder: CellFolder
+    progress: Progress
+    dense: LoadedModel | None = None
+    pruned: PreTrainedModel | None = None
+    to_evaluate: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None
+    identity: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def cell(self) -> CellConfig:
+        return self.job.cell
+
+    def load_dense(self) -> LoadedModel:
+        if self.dense is None:
+            self.progress("loading the model", 0, 1)
+            try:
+                self.dense = load_model(self.job.model)
+            except BadInput as error:
+                raise ModelNotLoaded(str(error)) from None
+            self.identity = self.dense.identity
+            self.progress("loading the model", 1, 1)
+        return self.dense
+
+    def forget_models(self) -> None:
+        self.dense = self.pruned = self.to_evaluate = None
+        gc.collect()
+
+
+# --- prune -----------------------------------------------------------------------------------------------------------
+
+
+def prune(work: Work, scratch: Path) -> dict[str, Any]:
+    """Lets the method choose what stays; writes the masks and the weights that it changed."""
+    from methods.pruner import Run
+    from methods.registry import get_pruner
+
+    cell = work.cell
+    assert cell.sparsity is not None  # dense cells have no prune stage
+    assert cell.calibration is not None
+    loaded = work.load_dense()
+    model, anatomy = loaded.model, Anatomy.from_model(loaded.model)
+    pruner_class = get_pruner(cell.method)
+    pruner = pruner_class(pruner_class.Config.model_validate(cell.method_config))
+    support = pruner.supports(anatomy)
+    if not support.ok:
+        work.forget_models()
+        raise Unsupported(support.reason)
+    budget = Budget(cell.sparsity, "blocks" if cell.basis == "blocks" else "total")
+    data = pruning_data(work, loaded.tokenizer, "calibration", needed=pruner_class.needs_calibration)
+    curves = Curves(work.folder.work("prune") / CURVES_FILE)
+    method_folder = work.folder.work("prune") / "method"
+    method_folder.mkdir(exist_ok=True)
+    before = weight_hashes(model)
+    seed = seed_for(cell.seed, "prune")
+    set_global_seeds(seed)
+    run = Run(seed=seed, device=model.device, folder=method_folder, progress=work.progress, log_metrics=curves.log)
+    masks = pruner.prune(model, budget, data, run)
+    masks = check_masks(masks, anatomy, pruner_class.name)
+    kept = masks.count(anatomy)
+    dense = anatomy.dense_params
+    budget.check(dense, kept)
+    masks.save(scratch / MASKS_FILE)
+    changed = changed_weights(model, before, pruner_class.name)
+    if changed:
+        save_file({name: tensor.contiguous() for name, tensor in changed.items()}, scratch / WEIGHTS_FILE)
+    return {
+        "identity": loaded.identity,
+        "dense": {"total": dense.total, "blocks": dense.blocks},
+        "kept": {"total": kept.total, "blocks": kept.blocks},
+        "achieved": {"total": 1 - kept.total / dense.total, "blocks": 1 - kept.blocks / dense.blocks},
+        "shapes": shapes(anatomy, masks),
+        "hidden": [int(masks.hidden.sum()), anatomy.hidden_size],
+        "curves": curves.read(),
+        "data": data_provenance(data),
+        "changed_weights": len(changed),
+    }
+
+
+def pruning_data(work: Work, tokenizer: PreTrainedTokenizerBase, purpose: str, *, needed: bool) -> PruningData:
+    """What a method or a recovery may look at; the same samples for every method of one seed."""
+    from methods.data import PruningData
+
+    if not needed:
+        return PruningData.none()
+    from methods.data import build_pruning_data
+
+    data_dir = Path(work.job.data_dir) if work.job.data_dir else None
+    assert work.cell.calibration is not None
+    return build_pruning_data(work.cell.calibration, tokenizer, seed_for(work.cell.seed, purpose), data_dir)
+
+
+def data_provenance(data: PruningData) -> list[dict[str, Any]]:
+    """What the calibration data are and the hash of their tokens."""
+    import hashlib
+
+    if not len(data.calibration):
+        return []
+    tokens = data.calibration.contiguous().numpy().tobytes()
+    return [{"purpose": "calibration", "source": data.description, "sha256": hashlib.sha256(tokens).hexdigest()}]
+
+
+def check_masks(masks: Any, anatomy: Anatomy, method: str) -> Masks:
+    """Refuses anything but valid masks, naming the method."""
+    if not isinstance(masks, Masks):
+        raise PrunebenchError(f"method {method} returned {type(masks).__name__} from prune; it must return Masks.")
+    try:
+        masks.validate(anatomy)
+    except PrunebenchError as error:
+        raise PrunebenchError(f"method {method} returned masks that can't be sliced: {error}") from None
+    return masks
+
+
+def weight_hashes(model: PreTrainedModel) -> dict[str, tuple[torch.Size, int]]:
+    """A hash of every parameter and buffer, to find what a method changed without keeping a second copy."""
+    return {name: (tensor.shape, _hash_tensor(tensor)) for name, tensor in model.state_dict().items()}
+
+
+def _hash_tensor(tensor: Tensor) -> int:
+    import hashlib
+
+    raw = tensor.detach().cpu().contiguous().view(-1)
+    data = raw.view(torch.uint8).numpy().data
+    return int.from_bytes(hashlib.blake2b(data, digest_size=16).digest(), "big")
+
+
+def changed_weights(model: PreTrainedModel, before: dict[str, tuple[torch.Size, int]], method: str) -> dict[str, Tensor]:
+    """The tensors that a method changed in place.
+
+    Raises:
+        PrunebenchError: a shape changed, a tensor appeared or vanished, or a value is not a number.
+    """
+    after = model.state_dict()
+    if extra := sorted(after.keys() ^ before.keys()):
+        raise PrunebenchError(f"method {method} left {extra[0]!r} added or removed; it may change values of weights, not their set.")
+    changed = {}
+    for name, tensor in after.items():
+        shape, digest = before[name]
+        if tensor.shape != shape:
+            shapes_text = f"from {tuple(shape)} to {tuple(tensor.shape)}"
+            raise PrunebenchError(f"method {method} changed the shape of {name} {shapes_text}; cutting is the framework's part.")
+        if _hash_tensor(tensor) != digest:
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                raise PrunebenchError(f"method {method} left NaN or infinite values in {name}.")
+            changed[name] = tensor.detach().cpu()
+    return changed
+
+
+class Curves:
+    """Training curves as JSON lines that survive a kill; a step logged twice (before and after a kill) counts once."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            if not math.isfinite(value):
+                raise PrunebenchError(f"{name} is {value} at step {step}; the cell stops here.")
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": int(step), **{k: float(v) for k, v in values.items()}}) + "\n")
+
+    def read(self) -> dict[str, list[list[float]]]:
+        points: dict[str, dict[int, float]] = {}
+        if self.path.exists():
+            for line in self.path.read_text(encoding="utf-8").splitlines():
+                try:
+                    row = json.loads(line)
+                except ValueError:  # the line that a kill cut
+                    continue
+                step = row.pop("step")
+                for name, value in row.items():
+                    points.setdefault(name, {})[step] = value
+        return {name: [[step, by_step[step]] for step in sorted(by_step)] for name, by_step in sorted(points.items())}
+
+
+def shapes(anatomy: Anatomy, masks: Masks | None) -> list[dict[str, Any]]:
+    """Per layer what stays and what was there, in the words of `leaderboard.record.LayerShape`."""
+    rows = []
+    for layer in anatomy.layers:
+        heads, groups, channels = anatomy.layer_sizes(layer.index)
+        kept = (
+            (heads, groups, channels)
+            if masks is None
+            else tuple(int(mask[layer.index].sum()) for mask in (masks.q_heads, masks.kv_groups, masks.ffn))
+        )
+        rows.append(
+            {
+                "layer": layer.index,
+                "kv_groups_kept": kept[1],
+                "kv_groups_total": groups,
+                "q_heads_kept": kept[0],
+                "q_heads_total": heads,
+                "ffn_kept": kept[2],
+                "ffn_total": channels,
+                "attn": kept[1] > 0,
+                "mlp": kept[2] > 0,
+            }
+        )
+    return rows
+
+
+# --- slice -----------------------------------------------------------------------------------------------------------
+
+
+def slice_(work: Work, scratch: Path, pruned: dict[str, Any]) -> dict[str, Any]:
+    """Makes the tensors smaller and writes the checkpoint; proves the parameter count and that a reload changes nothing."""
+    loaded = work.load_dense()
+    masks = Masks.load(work.folder.path / MASKS_FILE)
+    if (work.folder.path / WEIGHTS_FILE).exists() and pruned["changed_weights"]:
+        state = load_file(work.folder.path / WEIGHTS_FILE)
+        missing = loaded.model.load_state_dict(state, strict=False).unexpected_keys
+        if missing:
+            raise GateFailed(f"changed weight {missing[0]!r} fits no tensor of the model.")
+    work.progress("slicing", 0, 3)
+    sliced = slice_model(loaded.model, masks)
+    counted = count_params(sliced)
+    if counted != ParamCount(**pruned["kept"]):
+        raise GateFailed(
+            f"the sliced model has {counted.total} parameters ({counted.blocks} in blocks), "
+            f"the masks say {pruned['kept']['total']} ({pruned['kept']['blocks']})."
+        )
+    work.progress("slicing", 1, 3)
+    provenance = {"model": loaded.identity, "pruning": work.cell.prune_inputs(), "params": pruned["kept"]}
+    save_pruned(sliced, loaded.tokenizer, scratch / CHECKPOINT, provenance)
+    work.dense = None
+    work.progress("slicing", 2, 3)
+    probe_reload(sliced, scratch / CHECKPOINT, work.cell.model.dtype)
+    work.pruned = sliced
+    work.progress("slicing", 3, 3)
+    return {"disk_bytes": folder_bytes(scratch / CHECKPOINT)}
+
+
+def probe_reload(model: PreTrainedModel, checkpoint: Path, dtype: str) -> None:
+    """Refuses a checkpoint whose logits differ from those of the model in memory."""
+    reloaded, _ = load_pruned(checkpoint)
+    reloaded = reloaded.to(model.device)  # type: ignore[arg-type]
+    tokens = torch.arange(3, 35, device=model.device).remainder(model.config.get_text_config().vocab_size)[None]  # (1, 32)
+    with torch.no_grad():
+        expected, found = model(tokens).logits.float(), reloaded(tokens).logits.float()
+    scale = expected.abs().max().item()
+    difference = (expected - found).abs().max().item()
+    if not math.isfinite(scale):
+        raise GateFailed("the sliced model gives logits that are not numbers.")
+    if difference > RELOAD_TOLERANCE[dtype] * max(scale, 1e-6):
+        raise GateFailed(f"the checkpoint, reloaded, gives other logits than the model in memory (by {difference:.2e} of {scale:.2e}).")
+
+
+def folder_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+# --- recover ---------------------------------------------------------------------------------------------------------
+
+
+def recover(work: Work, scratch: Path) -> dict[str, Any]:
+    """Trains the sliced checkpoint, the same way for every method, and writes the result beside it."""
+    from methods.pruner import Run
+
+    cell = work.cell
+    model, tokenizer = load_checkpoint(work, CHECKPOINT)
+    curves = Curves(work.folder.work("recover") / CURVES_FILE)
+    method_folder = work.folder.work("recover") / "method"
+    method_folder.mkdir(exist_ok=True)
+    recovery = get_recovery(cell.recovery)()
+    data = pruning_data(work, tokenizer, "recover", needed=recovery.trains)
+    seed = seed_for(cell.seed, "recover")
+    set_global_seeds(seed)
+    run = Run(seed=seed, device=model.device, folder=method_folder, progress=work.progress, log_metrics=curves.log)
+    tokens = recovery.recover(model, cell.recovery_config, data, run)
+    save_pruned(model, tokenizer, scratch / RECOVERED, {"recovery": cell.recover_inputs()})
+    probe_reload(model, scratch / RECOVERED, cell.model.dtype)
+    work.to_evaluate = None
+    return {"tokens": tokens, "curves": curves.read(), "disk_bytes": folder_bytes(scratch / RECOVERED)}
+
+
+def load_checkpoint(work: Work, name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A checkpoint of this cell, read from disk onto the device of the job."""
+    work.dense = work.pruned = None
+    gc.collect()
+    spec = work.job.model
+    options: dict[str, Any] = {"attn_implementation": spec.attn_implementation}
+    if spec.device_map is not None:
+        options["device_map"] = spec.device_map
+    model, tokenizer = load_pruned(work.folder.path / name, dtype=getattr(torch, spec.dtype), **options)
+    if spec.device_map is None:
+        model = model.to(resolve_device(spec.device))  # type: ignore[arg-type]
+    return model, tokenizer
+
+
+# --- evaluate and efficiency -----------------------------------------------------------------------------------------
+
+
+def model_to_evaluate(work: Work) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The checkpoint from disk, or the dense model; kept for the stage after."""
+    if work.to_evaluate is None:
+        if work.cell.is_dense:
+            loaded = work.load_dense()
+            work.to_evaluate = (loaded.model, loaded.tokenizer)
+        else:
+            work.progress("loading the checkpoint", 0, 1)
+            work.to_evaluate = load_checkpoint(work, RECOVERED if work.cell.recovery != "none" else CHECKPOINT)
+            work.progress("loading the checkpoint", 1, 1)
+    return work.to_evaluate
+
+
+def evaluate(work: Work, scratch: Path) -> dict[str, Any]:
+    """Scores every protocol of the cell; per-document outcomes go to samples/."""
+    import evaluation
+
+    model, tokenizer = model_to_evaluate(work)
+    results = []
+    scores_folder = work.folder.work("evaluate")
+    for protocol in work.cell.protocols:
+        set_global_seeds(protocol.seed)
+        results += evaluation.evaluate(
+            model,
+            tokenizer,
+            [evaluation.ProtocolRequest.model_validate({"name": protocol.name, "limit": protocol.limit, "sources": protocol.sources})],
+            data_dir=Path(work.job.data_dir) if work.job.data_dir else None,
+            seed=protocol.seed,
+            prompt=protocol.prompt,
+            out_dir=scores_folder,
+            token_budget=work.job.token_budget,
+            progress=work.progress,
+        )
+    scores = [without_nan(result.model_dump(mode="python")) for result in results]
+    for score in scores:
+        for task in score["tasks"]:
+            if task["value"] is None:
+                raise GateFailed(f"{task['metric']} of task {task['task']} (protocol {score['protocol']}) is not a number.")
+    if (scores_folder / "samples").is_dir():
+        (scores_folder / "samples").rename(scratch / "samples")
+    result: dict[str, Any] = {"scores": json.loads(json.dumps(scores, default=str, allow_nan=False)), "identity": work.identity}
+    if work.cell.is_dense:
+        anatomy = Anatomy.from_model(model)
+        counted = count_params(model)
+        result["dense"] = {"total": counted.total, "blocks": counted.blocks}
+        result["shapes"] = shapes(anatomy, None)
+        result["hidden"] = [anatomy.hidden_size, anatomy.hidden_size]
+        result["disk_bytes"] = sum(p.numel() * p.element_size() for p in model.parameters())
+    return result
+
+
+def without_nan(value: Any) -> Any:
+    """NaN and infinity as None: a stamp is valid JSON."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: without_nan(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(one) for one in value]
+    return value
+
+
+def efficiency(work: Work, scratch: Path) -> dict[str, Any]:
+    """Measures speed and memory of what was evaluated."""
+    import evaluation
+
+    model, tokenizer = model_to_evaluate(work)
+    settings = work.cell.efficiency
+    measured = evaluation.measure_efficiency(
+        model,
+        tokenizer,
+        prompt_tokens=settings.prompt_tokens,
+        new_tokens=settings.new_tokens,
+        repeats=settings.repeats,
+        progress=work.progress,
+    )
+    return {"efficiency": without_nan(measured.model_dump(mode="json"))}

@@ -1,0 +1,311 @@
+"""Puts tables, plots, findings and the records themselves into one self-contained HTML file."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+from dataclasses import dataclass, field
+from importlib import resources
+from typing import Any
+
+from leaderboard import formatting as fmt
+from leaderboard.collect import Entry, Note
+from leaderboard.compare import Comparisons
+from leaderboard.findings import Finding
+from leaderboard.plots.style import Plot
+from leaderboard.record import Record
+from leaderboard.tables import STATUS_WORDS, Cell, Column, Table, cells_table, leaderboard, suite_ids
+
+CHUNK = 50
+PLAIN_LIMIT = 3_000_000
+"""Up to this many characters the records are put into the page as plain JSON; above it, gzipped."""
+MOST_LISTED = 200
+METHOD = [
+    (
+        "Intervals",
+        "95 %. One task, one seed: Wilson's interval over the documents. Suite means: normal, from the standard errors of "
+        "the tasks. Perplexities: symmetric on the log scale. Several seeds: Student's t over documents and seeds together "
+        "(Satterthwaite's degrees of freedom), the documents being shared by all seeds.",
+    ),
+    (
+        "Tests",
+        "Methods are compared on the same items. Suite means of single-seed cells: paired bootstrap, items resampled "
+        "within each task. Single tasks: exact McNemar. Several seeds: paired t over documents and seeds. Without outcomes "
+        "per item: an unpaired z test, marked as such. All pairs of one model, sparsity, recovery and suite are corrected "
+        "together by Holm's method; Benjamini-Hochberg values are in the exports.",
+    ),
+    ("Ranks", "1 + the number of methods that are significantly better. Methods that can't be told apart share a rank, shown as 1=."),
+    (
+        "Detectable difference",
+        "The smallest true difference that the test would have found with 80 % probability at the corrected level. "
+        "Where methods differ by less, the sample was too small to tell.",
+    ),
+    ("Chance", "What guessing gives. 'At chance' means that the interval reaches that level."),
+    ("Of dense", "The score divided by the unpruned model's on the same items; for a perplexity, how many times larger it became."),
+    ("Sparsity", "Parameters removed / dense parameters: of all distinct parameters (total) or of the decoder blocks' projections (blocks)."),
+    ("Measured, published, synthetic", "Three different things that never share a column."),
+]
+
+
+@dataclass
+class Content:
+    """Everything the page shows."""
+
+    entries: list[Entry]
+    comparisons: Comparisons
+    main: Table
+    pairs: Table | None
+    pair_entries: list[list[int]]
+    ledger: Table | None
+    ledger_note: str
+    findings: list[Finding]
+    plots: list[Plot]
+    notes: list[Note]
+    downloads: list[tuple[str, str]] = field(default_factory=list)
+    plot_note: str = ""
+
+
+def render(content: Content) -> str:
+    """The page as one string."""
+    import jinja2
+
+    web = resources.files("leaderboard") / "web"
+    environment = jinja2.Environment(autoescape=True, trim_blocks=False, undefined=jinja2.StrictUndefined)
+    template = environment.from_string((web / "page.html.j2").read_text(encoding="utf-8"))
+    cells, records = cells_table(content.entries)
+    chunks = record_chunks(records)
+    text = template.render(
+        css=(web / "page.css").read_text(encoding="utf-8"),
+        js=(web / "page.js").read_text(encoding="utf-8"),
+        data=script_safe(page_data(content, cells)),
+        chunks=chunks,
+        sections=_sections(content),
+        lead=_lead(content.entries),
+        synthetic=_synthetic(content.entries),
+        empty="" if content.entries else "The folder holds no record yet; run a grid, then build the page again.",
+        findings=content.findings[:6],
+        more_findings=content.findings[6:MOST_LISTED],
+        plots=content.plots,
+        plot_note=content.plot_note,
+        has_pairs=content.pairs is not None,
+        pairs_note=_pairs_note(content.comparisons),
+        has_ledger=content.ledger is not None,
+        ledger_note=content.ledger_note,
+        **_unfinished(content.entries),
+        notes=[Note(n.kind, fmt.short(n.text, 400)) for n in content.notes[:MOST_LISTED]],
+        notes_more=_more(len(content.notes), "notes"),
+        method=METHOD,
+        definitions=_definitions(content.entries),
+        downloads=content.downloads,
+        footer=_footer(content.entries),
+    )
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _more(count: int, what: str) -> str:
+    return f"{count - MOST_LISTED} more {what} are left out here; the first {MOST_LISTED} are shown." if count > MOST_LISTED else ""
+
+
+def _sections(content: Content) -> list[tuple[str, str]]:
+    found = [("findings", "Findings")] if content.findings else []
+    found.append(("table", "Leaderboard"))
+    if content.plots:
+        found.append(("plots", "Plots"))
+    if content.pairs is not None:
+        found.append(("pairs", "Comparisons"))
+    if content.ledger is not None:
+        found.append(("published", "Published"))
+    return [*found, ("notes", "Notes"), ("method", "Method")]
+
+
+def _lead(entries: list[Entry]) -> str:
+    if not entries:
+        return "Nothing measured yet."
+    models = list(dict.fromkeys(fmt.model_label(e.model) for e in entries))
+    methods = {e.method for e in entries if not e.is_dense}
+    levels = sorted({e.sparsity for e in entries if e.sparsity is not None})
+    cells = [r for e in entries for r in e.records]
+    done = sum(r.run.status == "done" for r in cells)
+    shown = ", ".join(models[:4]) + (f" and {len(models) - 4} more" if len(models) > 4 else "")
+    span = " and ".join(fmt.sparsity(v) for v in levels) if len(levels) < 3 else f"{fmt.sparsity(levels[0])} to {fmt.sparsity(levels[-1])}"
+    what = f"{len(methods)} pruning method{'s' if len(methods) != 1 else ''}" if methods else "No pruned model"
+    where = f" at {span} sparsity" if levels else ""
+    return (
+        f"{what} on {shown}{where}: {done} of {len(cells)} cells finished. Every method had the same model, data and budget; "
+        "every number is traced to one record, with its interval, and every record to one command."
+    )
+
+
+def _synthetic(entries: list[Entry]) -> str:
+    made_up = sum(e.synthetic for e in entries)
+    if not made_up:
+        return ""
+    part = "Every record" if made_up == len(entries) else f"{made_up} of {len(entries)} rows"
+    return f"{part} on this page was made by a script to try the page; these are not measurements."
+
+
+def _unfinished(entries: list[Entry]) -> dict[str, Any]:
+    found = []
+    index = 0
+    for entry in entries:
+        for record in entry.records:
+            if record.run.status != "done":
+                found.append(
+                    {
+                        "status": STATUS_WORDS[record.run.status],
+                        "title": f"{entry.title}, seed {record.run.seed}",
+                        "reason": fmt.short(record.run.reason, 400) or "no reason recorded",
+                        "index": index,
+                    }
+                )
+            index += 1
+    more = _more(len(found), "cells; the table lists them all") if len(found) > MOST_LISTED else ""
+    none = "None: every cell of the grid finished." if entries else "No cell has been run."
+    return {"unfinished": found[:MOST_LISTED], "unfinished_more": more, "unfinished_none": none}
+
+
+def _definitions(entries: list[Entry]) -> list[tuple[str, str]]:
+    found: dict[str, str] = {}
+    for entry in entries:
+        for suite in entry.suites.values():
+            text = suite.definition
+            if not text and suite.mean is not None:
+                text = suite.mean.definition
+            name = suite.id + (f" (version {fmt.short(suite.version, 16)})" if suite.version else "")
+            if text:
+                found.setdefault(name, fmt.short(text, 600))
+    return sorted(found.items())
+
+
+def _pairs_note(comparisons: Comparisons) -> str:
+    counts = [len(b.pairs) for b in comparisons.blocks if b.pairs]
+    if not counts:
+        return ""
+    return (
+        f"{sum(counts)} pairs of methods in {len(counts)} groups, and each method against the dense model. "
+        "A positive difference means that the first one's value is higher."
+    )
+
+
+def _footer(entries: list[Entry]) -> str:
+    records = [r for e in entries for r in e.records]
+    commits = sorted({r.provenance.commit[:12] for r in records if r.provenance.commit})
+    finished = max((r.run.finished_at.isoformat(timespec="minutes") for r in records if r.run.finished_at), default="")
+    parts = [f"prunebench, {len(records)} records"]
+    if finished:
+        parts.append(f"last finished {finished}")
+    if commits:
+        parts.append("code " + ", ".join(fmt.short(c, 12) for c in commits[:4]) + (" ..." if len(commits) > 4 else ""))
+    return "; ".join(parts) + ". This file makes no network request."
+
+
+def page_data(content: Content, cells: Table) -> dict[str, Any]:
+    """What the script of the page reads."""
+    suites = suite_ids(content.entries)
+    main = table_data(content.main, content.entries, "settings, seeds pooled", "entry", suites)
+    every = table_data(cells, content.entries, "every cell", "cell", [])
+    tables: dict[str, Any] = {"main": [main, every]}
+    if content.pairs is not None:
+        tables["pairs"] = [{**table_data(content.pairs, [], "pairs", "", []), "pair": content.pair_entries}]
+    if content.ledger is not None:
+        tables["published"] = [table_data(content.ledger, [], "published", "", [])]
+    starts: list[list[int]] = []
+    index = 0
+    for entry in content.entries:
+        starts.append(list(range(index, index + len(entry.records))))
+        index += len(entry.records)
+    titles = [e.title for e in content.entries]
+    return {"tables": tables, "entries": starts, "titles": titles, "suites": suites, "chunkSize": CHUNK}
+
+
+_FACETS = ("model", "method", "sparsity", "recovery", "status", "suite", "kind", "verdict", "paper")
+_OPTIONAL = ("model", "recovery")
+_SORTS = {"entry": None, "cell": None, "": None}
+
+
+def table_data(table: Table, entries: list[Entry], name: str, opens: str, suites: list[str]) -> dict[str, Any]:
+    views: list[tuple[str, str]] = []
+    groups = {c.group for c in table.columns}
+    if "suite" in groups and suites:
+        views.append(("overview", "overview"))
+        views += [(s, s) for s in suites]
+    views += [(g, label) for g, label in (("size", "size"), ("speed", "speed"), ("cost", "cost")) if g in groups]
+    if views:
+        views.append(("all", "everything"))
+    columns = [_column_data(c, table) for c in table.columns]
+    return {
+        "name": name,
+        "opens": opens,
+        "views": views,
+        "facets": [c.key for c in table.columns if c.key in _FACETS],
+        "columns": columns,
+        "rows": [[_cell_data(row[c.key]) for c in table.columns] for row in table.rows],
+        "ids": table.ids,
+    }
+
+
+def _column_data(column: Column, table: Table) -> dict[str, Any]:
+    data: dict[str, Any] = {"key": column.key, "label": column.label, "group": column.group, "views": _views(column)}
+    if column.title:
+        data["title"] = fmt.short(column.title, 500)
+    if column.is_number:
+        data["num"] = 1
+    if column.is_lower_better:
+        data["lower"] = 1
+    if column.key in _OPTIONAL:
+        data["optional"] = 1
+    if not column.is_number and column.group == "wrap":
+        data["wrap"] = 1
+        data["group"] = "always"
+    if column.key.endswith("|mean"):
+        rank = column.key.removesuffix("mean") + "rank"
+        if any(c.key == rank for c in table.columns):
+            data["rank"] = rank
+            data["rankTip"] = "rank: 1 + number of methods that are significantly better; = means shared"
+    if any(row[column.key].low is not None for row in table.rows):
+        data["bar"] = "log" if column.is_lower_better else "linear"
+    return data
+
+
+def _views(column: Column) -> list[str]:
+    if column.key.endswith("|mean"):
+        return ["overview", column.suite]
+    if column.key.endswith("|rank"):
+        return []
+    return [column.group]
+
+
+def _cell_data(cell: Cell) -> Any:
+    if cell.sort is None and cell.text == fmt.MISSING and not cell.sub and not cell.tip:
+        return 0
+    data: list[Any] = [cell.sort, cell.text, cell.sub, cell.tip]
+    if cell.low is not None and cell.high is not None:
+        return [*data, cell.low, cell.high]
+    while len(data) > 2 and not data[-1]:
+        data.pop()
+    return data
+
+
+def record_chunks(records: list[Record]) -> list[dict[str, str]]:
+    """The records in row order, `CHUNK` to a piece; plain when small enough to be read by eye."""
+    texts = [r.model_dump_json() for r in records]
+    is_plain = sum(map(len, texts)) <= PLAIN_LIMIT
+    chunks = []
+    for start in range(0, len(texts), CHUNK):
+        text = "[" + ",\n".join(texts[start : start + CHUNK]) + "]"
+        if is_plain:
+            chunks.append({"encoding": "plain", "text": _escape(text)})
+        else:
+            packed = gzip.compress(text.encode("utf-8", "replace"), compresslevel=5, mtime=0)
+            chunks.append({"encoding": "gzip", "text": base64.b64encode(packed).decode("ascii")})
+    return chunks
+
+
+def script_safe(data: Any) -> str:
+    """JSON that can't end its script element."""
+    return _escape(json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False))
+
+
+def _escape(text: str) -> str:
+    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")

@@ -14,6 +14,7 @@ from models.errors import BudgetError
 from models.masks import Masks
 
 Allocation = Literal["uniform", "global"]
+RankBy = Literal["score_per_parameter", "score"]
 
 
 @dataclass(frozen=True)
@@ -38,19 +39,31 @@ def unprotected_layers(anatomy: Anatomy, protect_first: int, protect_last: int) 
     layers = list(range(protect_first, len(anatomy.layers) - protect_last))
     if not layers:
         raise BudgetError(
-            f"protect_first {protect_first} and protect_last {protect_last} leave none of the model's {len(anatomy.layers)} layers to prune."
+            f"protect_first {protect_first} and protect_last {protect_last} leave none of the model's "
+            f"{len(anatomy.layers)} layers to prune."
         )
     return layers
 
 
 def allocate(
-    anatomy: Anatomy, budget: Budget, scores: UnitScores, *, allocation: Allocation = "uniform", layers: list[int] | None = None
+    anatomy: Anatomy,
+    budget: Budget,
+    scores: UnitScores,
+    *,
+    allocation: Allocation = "uniform",
+    layers: list[int] | None = None,
+    rank_by: RankBy = "score_per_parameter",
+    added_params: int = 0,
 ) -> Masks:
     """Removes the lowest-scored units until the budget is met, to the nearest MLP channel.
 
     "uniform" removes the same fraction in every layer (`solve_uniform`), choosing by score within a layer. "global"
     compares all units of all layers by score per parameter, so that a KV group, which holds hundreds of times the
     parameters of a channel, competes fairly. One group and one channel of each layer always stay.
+
+    Args:
+        rank_by: of "global": by score per parameter, or by the score as it is where it is an average already (FLAP).
+        added_params: parameters that the method itself adds (biases that compensate), which must be saved elsewhere.
 
     Raises:
         BudgetError: the budget can't be met.
@@ -60,6 +73,8 @@ def allocate(
         for i, score in enumerate(getattr(scores, name)):
             if not torch.isfinite(score).all():
                 raise ValueError(f"layer {i}: some {name} scores are not finite")
+    if added_params:
+        budget = Budget((budget.params_to_remove(anatomy) + added_params) / anatomy.dense_params.of(budget.basis), budget.basis)
     chosen = list(range(len(anatomy.layers))) if layers is None else layers
     groups = [torch.ones(len(score), dtype=torch.bool) for score in scores.kv_groups]
     channels = [torch.ones(len(score), dtype=torch.bool) for score in scores.ffn]
@@ -68,7 +83,7 @@ def allocate(
             groups[i][lowest(scores.kv_groups[i], counts.kv_groups)] = False
             channels[i][lowest(scores.ffn[i], counts.channels)] = False
     else:
-        _remove_globally(anatomy, budget, scores, chosen, groups, channels)
+        _remove_globally(anatomy, budget, scores, chosen, groups, channels, rank_by)
     return Masks.of(anatomy, kv_groups=groups, ffn=channels)
 
 
@@ -78,22 +93,35 @@ def lowest(scores: Tensor, count: int) -> Tensor:
 
 
 def _remove_globally(
-    anatomy: Anatomy, budget: Budget, scores: UnitScores, layers: list[int], groups: list[Tensor], channels: list[Tensor]
+    anatomy: Anatomy,
+    budget: Budget,
+    scores: UnitScores,
+    layers: list[int],
+    groups: list[Tensor],
+    channels: list[Tensor],
+    rank_by: RankBy,
 ) -> None:
-    units = []  # (score per parameter, parameters, mask, position)
+    units = []  # (rank, parameters, mask, position)
     for i in layers:
         for masks, unit_scores, params in (
             (groups, scores.kv_groups, anatomy.kv_group_params(i)),
             (channels, scores.ffn, anatomy.channel_params(i)),
         ):
             spared = int(unit_scores[i].argmax()) if len(unit_scores[i]) else -1
-            per_param = (unit_scores[i].double() / max(params, 1)).tolist()
-            units += [(value, params, masks[i], j) for j, value in enumerate(per_param) if j != spared]
+            ranks = unit_scores[i].double() / (max(params, 1) if rank_by == "score_per_parameter" else 1)
+            units += [(rank, params, masks[i], j) for j, rank in enumerate(ranks.tolist()) if j != spared]
     rest = budget.params_to_remove(anatomy)
+    left = []
     for _, params, mask, position in sorted(units, key=lambda unit: unit[0]):
-        if params <= 2 * rest:  # nearer to the budget with this unit gone than with it kept
+        if params <= rest:
             mask[position] = False
             rest -= params
+        else:  # a KV group may be too large for what is left to remove; channels fill up
+            left.append((params, mask, position))
+    finest = min((params for params, _, _ in left), default=0)
+    if left and rest > finest / 2:
+        _, mask, position = next(unit for unit in left if unit[0] == finest)
+        mask[position] = False
     dense = anatomy.dense_params
     kept = Masks.of(anatomy, kv_groups=groups, ffn=channels).count(anatomy)
     budget.check(dense, kept)

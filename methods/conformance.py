@@ -50,7 +50,11 @@ class BrokenPromise(Exception):
 
 
 def check_pruner(
-    pruner: type[Pruner], config: PrunerConfig | None = None, families: tuple[str, ...] = tuple(FAMILIES), *, timeout: float = TIMEOUT_SECONDS
+    pruner: type[Pruner],
+    config: PrunerConfig | None = None,
+    families: tuple[str, ...] = tuple(FAMILIES),
+    *,
+    timeout: float = TIMEOUT_SECONDS,
 ) -> list[Finding]:
     """Runs the kit.
 
@@ -59,7 +63,7 @@ def check_pruner(
         families: keys of `models.tiny.FAMILIES`.
         timeout: seconds after which one call of `prune` counts as hanging.
     """
-    findings = []
+    findings: list[Finding] = []
     for family in families:
         findings += _check_family(pruner, config, family, timeout)
     return findings
@@ -201,7 +205,7 @@ def _same_logits(left: Tensor, right: Tensor, what: str) -> None:
 def _global_state() -> dict[str, Any]:
     return {
         "global torch random state": torch.get_rng_state(),
-        "global numpy random state": numpy.random.get_state()[1],
+        "global numpy random state": repr(numpy.random.get_state()),
         "global python random state": random.getstate(),
         "default dtype": torch.get_default_dtype(),
         "number of threads": torch.get_num_threads(),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from pydantic import Field
@@ -59,7 +59,7 @@ def magnitude_scores(
     """
 
     def powers(module: str) -> Tensor:  # (out, in), float32
-        weight = model.get_submodule(module).weight.detach().float()
+        weight = cast(Tensor, model.get_submodule(module).weight).detach().float()
         return weight.abs() if norm == "l1" else weight.square()
 
     def rows(site: Rows) -> Tensor:  # (site.count,)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import importlib
+import importlib.machinery
 import importlib.metadata
 import importlib.util
 import inspect
@@ -50,11 +51,11 @@ def register(name: str) -> Callable[[type[Pruner]], type[Pruner]]:
             raise BadInput(f"pruner name {name!r} ({where}) is not lower_snake_case.")
         if inspect.isabstract(pruner):
             raise BadInput(f"pruner {name!r} ({where}) does not implement prune(self, model, budget, data, run).")
+        if name in BUILT_IN and BUILT_IN[name] != f"{pruner.__module__}:{pruner.__qualname__}":
+            raise BadInput(f"pruner {name!r} ({where}) has the name of a built-in method ({BUILT_IN[name]}).")
         other = _registered.get(name)
         if other is not None and _location(other) != where:
             raise BadInput(f"pruner {name!r} is defined twice: at {_location(other)} and at {where}.")
-        if name in BUILT_IN and BUILT_IN[name] != f"{pruner.__module__}:{pruner.__qualname__}":
-            raise BadInput(f"pruner {name!r} ({where}) has the name of a built-in method ({BUILT_IN[name]}).")
         pruner.name = name
         _registered[name] = pruner
         return pruner
@@ -134,12 +135,12 @@ _plugin_names: dict[str, list[str]] = {}
 
 
 def _import_file(path: Path, module_name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(module_name, path)
-    assert spec is not None and spec.loader is not None, "a .py file always has a loader"
-    module = importlib.util.module_from_spec(spec)
+    loader = importlib.machinery.SourceFileLoader(module_name, str(path))
+    module = importlib.util.module_from_spec(importlib.machinery.ModuleSpec(module_name, loader, origin=str(path)))
+    module.__file__ = str(path)
     sys.modules[module_name] = module
     try:
-        spec.loader.exec_module(module)
+        loader.exec_module(module)
     except BadInput:
         del sys.modules[module_name]
         raise

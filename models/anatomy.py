@@ -14,7 +14,6 @@ from torch import nn
 from transformers import PreTrainedModel
 
 
-
 @dataclass(frozen=True)
 class Rows:
     """Rows of one projection: rows [start, start + count) of the weight `parameter` (and of its bias)."""

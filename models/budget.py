@@ -90,8 +90,7 @@ def solve_uniform(anatomy: Anatomy, budget: Budget, layers: Collection[int] | No
             f"of {len(anatomy.layers)} layers can give up at most {removable / dense:.4f} of its parameters."
         )
     whole = sum(
-        anatomy.kv_group_params(i) * anatomy.layer_sizes(i)[1] + anatomy.channel_params(i) * anatomy.layer_sizes(i)[2]
-        for i in chosen
+        anatomy.kv_group_params(i) * anatomy.layer_sizes(i)[1] + anatomy.channel_params(i) * anatomy.layer_sizes(i)[2] for i in chosen
     )
     fraction = target / whole
     most_groups = max((anatomy.layer_sizes(i)[1] for i in chosen), default=0)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,9 +20,7 @@ from models.slice import MODELING_FILE
 PROVENANCE_FILE = "prunebench.json"
 
 
-def save_pruned(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, folder: Path, provenance: dict[str, Any]
-) -> None:
+def save_pruned(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, folder: Path, provenance: dict[str, Any]) -> None:
     """Writes a model (pruned or dense) to `folder`, whole or not at all; an earlier folder of that name is replaced.
 
     A pruned folder loads with `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)` where prunebench
@@ -72,22 +69,26 @@ def load_pruned(
     """
     settings = check_model_folder(folder)
     architecture = (settings.get("architectures") or [""])[0]
+    model: Any
+    report: Any
     options["dtype"] = dtype if dtype is not None else "auto"
     try:
         if is_pruned_config(settings):
             model_class = getattr(pruned_modeling, architecture)
             config = model_class.config_class.from_pretrained(folder)
-            model = model_class.from_pretrained(folder, config=config, **options)
+            model, report = model_class.from_pretrained(folder, config=config, output_loading_info=True, **options)
         else:
             trust = bool(options.get("trust_remote_code", False))
             config = AutoConfig.from_pretrained(folder, trust_remote_code=trust)
-            model = AutoModelForCausalLM.from_pretrained(folder, config=config, **options)
+            model, report = cast(Any, AutoModelForCausalLM.from_pretrained(folder, config=config, output_loading_info=True, **options))
     except (OSError, ValueError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"model folder {folder} can't be loaded: {_first_line(error)}") from error
+    if report["missing_keys"]:  # transformers would go on with random weights
+        raise CheckpointError(f"the weights in {folder} lack {sorted(report['missing_keys'])[0]}, which its config.json asks for.")
     if not with_tokenizer:
         return model.eval(), None
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, config=config)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"model folder {folder} has no tokenizer that can be loaded: {_first_line(error)}") from error
     return model.eval(), tokenizer

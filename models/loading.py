@@ -9,10 +9,11 @@ import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from models import assets
@@ -67,12 +68,13 @@ def load_model(spec: ModelSpec) -> LoadedModel:
         options["device_map"] = spec.device_map
     folder, identity = resolve_model(spec)
     if folder is not None:
-        model, tokenizer = load_pruned(folder, dtype=dtype, **options)
+        model, found = load_pruned(folder, dtype=dtype, **options)
+        tokenizer = cast(PreTrainedTokenizerBase, found)
     else:
         model, tokenizer, revision = _load_from_hub(spec, dtype, options)
         identity["revision"] = revision
     if spec.device_map is None:
-        model = model.to(resolve_device(spec.device))
+        cast(nn.Module, model).to(resolve_device(spec.device))
     return LoadedModel(model.eval(), tokenizer, identity)
 
 
@@ -134,9 +136,7 @@ def _load_from_hub(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str | None]:
     try:
         model = AutoModelForCausalLM.from_pretrained(spec.name, dtype=dtype, revision=spec.revision, **options)
-        tokenizer = AutoTokenizer.from_pretrained(
-            spec.name, revision=spec.revision, trust_remote_code=spec.trust_remote_code
-        )
+        tokenizer = AutoTokenizer.from_pretrained(spec.name, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise CheckpointError(f"model {spec.name!r} can't be loaded from the hub ({reason}); use {ACCEPTED}.") from error

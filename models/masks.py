@@ -197,8 +197,8 @@ class Masks:
                     )
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
             layers = range(int(metadata["layers"]))
-            per_layer = [tuple(tensors[f"{name}.{i}"] for i in layers) for name in ("kv_groups", "q_heads", "ffn")]
-            return cls(*per_layer, tensors["hidden"], tensors["attn"], tensors["mlp"])
+            groups, heads, channels = (tuple(tensors[f"{name}.{i}"] for i in layers) for name in ("kv_groups", "q_heads", "ffn"))
+            return cls(groups, heads, channels, tensors["hidden"], tensors["attn"], tensors["mlp"])
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise InvalidMasks(f"mask file {path} can't be read ({error}); it is missing, truncated or not a mask file.") from error
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from models import pruned_modeling
@@ -55,7 +56,7 @@ def _cut_tensors(model: PreTrainedModel, anatomy: Anatomy, masks: Masks) -> dict
     tensors: dict[str, Tensor] = {}
 
     def cut(module: str, rows: Tensor | None, columns: Tensor | None) -> None:
-        owner = model.get_submodule(module)
+        owner = cast(nn.Linear, model.get_submodule(module))  # or an embedding or a norm; all have a weight
         weight = owner.weight.detach()
         if rows is not None:
             weight = weight.index_select(0, rows.to(weight.device))
@@ -67,7 +68,7 @@ def _cut_tensors(model: PreTrainedModel, anatomy: Anatomy, masks: Masks) -> dict
             tensors[f"{module}.bias"] = (bias if rows is None else bias.index_select(0, rows.to(bias.device))).clone()
 
     def cut_norm(module: str, kept: Tensor) -> None:
-        weight = model.get_submodule(module).weight.detach()
+        weight = cast(Tensor, model.get_submodule(module).weight).detach()
         scale = (len(weight) / len(kept)) ** 0.5
         gain = (weight.index_select(0, kept.to(weight.device)).double() + anatomy.norm_offset) * scale - anatomy.norm_offset
         tensors[f"{module}.weight"] = gain.to(weight.dtype)
@@ -80,11 +81,11 @@ def _cut_tensors(model: PreTrainedModel, anatomy: Anatomy, masks: Masks) -> dict
         if layer.attention and masks.attn[layer.index]:
             part = layer.attention
             heads, groups = _attention_rows(part, masks, layer.index)
-            rows = {part.q.module: []} | {part.k.module: []} | {part.v.module: []}
+            rows: dict[str, list[Tensor]] = {}
             for site, kept in ((part.q, heads), (part.k, groups), (part.v, groups)):
-                rows[site.module].append(kept + site.start)
-            for module, kept in rows.items():
-                cut(module, torch.cat(kept), hidden)
+                rows.setdefault(site.module, []).append(kept + site.start)
+            for module, parts in rows.items():
+                cut(module, torch.cat(parts), hidden)
             cut(part.o, hidden, heads)
             for norm, kept in zip(part.qk_norms, (heads, groups), strict=False):
                 if part.qk_norm_spans_heads:
@@ -100,7 +101,7 @@ def _cut_tensors(model: PreTrainedModel, anatomy: Anatomy, masks: Masks) -> dict
     return tensors
 
 
-def _cut_mlp(part: MLP, channels: Tensor, hidden: Tensor, cut: Any) -> None:
+def _cut_mlp(part: MLP, channels: Tensor, hidden: Tensor, cut: Callable[[str, Tensor | None, Tensor | None], None]) -> None:
     if part.gate.module == part.up.module:
         cut(part.gate.module, torch.cat([channels + part.gate.start, channels + part.up.start]), hidden)
     else:
@@ -117,12 +118,10 @@ def _attention_rows(part: Attention, masks: Masks, index: int) -> tuple[Tensor, 
     return heads.flatten(), groups.flatten()
 
 
-def _pruned_config(
-    config: PreTrainedConfig, model_class: type[PreTrainedModel], anatomy: Anatomy, masks: Masks
-) -> PreTrainedConfig:
+def _pruned_config(config: PreTrainedConfig, model_class: type[PreTrainedModel], anatomy: Anatomy, masks: Masks) -> PreTrainedConfig:
     settings = config.to_dict()
     earlier = getattr(config, "pruning", None)
-    config_class = model_class.config_class
+    config_class = cast(type[PreTrainedConfig], model_class.config_class)
     head_dims = {layer.attention.head_dim for layer in anatomy.layers if layer.attention}
     if head_dims:
         settings["head_dim"] = head_dims.pop()
@@ -130,9 +129,7 @@ def _pruned_config(
     settings["per_layer_config"] = _per_layer(masks)
     settings["pruning"] = {
         "dense_hidden_size": earlier["dense_hidden_size"] if earlier else anatomy.hidden_size,
-        "dense_heads": earlier["dense_heads"]
-        if earlier
-        else [list(anatomy.layer_sizes(layer.index)[:2]) for layer in anatomy.layers],
+        "dense_heads": earlier["dense_heads"] if earlier else [list(anatomy.layer_sizes(layer.index)[:2]) for layer in anatomy.layers],
         "output_biases": {
             "o_proj": [layer.index for layer in anatomy.layers if layer.attention and layer.attention.out_bias],
             "down_proj": [layer.index for layer in anatomy.layers if layer.mlp and layer.mlp.out_bias],

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from models.anatomy import Anatomy, Attention
+from models.anatomy import MLP, Anatomy, Attention
 from models.masks import Masks
 
 MLPPlacement = Literal["product", "branches"]
@@ -71,9 +71,7 @@ class AppliedGates:
         self.remove()
 
 
-def apply_gates(
-    model: PreTrainedModel, anatomy: Anatomy, gates: Gates, *, mlp_placement: MLPPlacement = "product"
-) -> AppliedGates:
+def apply_gates(model: PreTrainedModel, anatomy: Anatomy, gates: Gates, *, mlp_placement: MLPPlacement = "product") -> AppliedGates:
     """Makes the forward pass of `model` use `gates`.
 
     Args:
@@ -94,10 +92,8 @@ def apply_gates(
             if mlp_placement == "product":
                 handles.append(_on_input(model, mlp.down, channels))
             else:
-                for module in {mlp.gate.module, mlp.up.module}:
-                    copies = 2 if mlp.gate.module == mlp.up.module else 1
-                    handles.append(_on_output(model, module, lambda n=copies, read=channels: _repeat(read(), n)))
-            handles.append(_on_output(model, mlp.down, lambda i=index: _product(gates.hidden, _at(gates.mlp, i))))
+                handles += _gate_branches(model, mlp, channels)
+            handles.append(_on_output(model, mlp.down, _output_gate(gates, "mlp", index)))
     return AppliedGates(handles)
 
 
@@ -120,12 +116,27 @@ def _gate_attention(model: PreTrainedModel, part: Attention, index: int, gates: 
 
     handles = [
         _on_input(model, part.o, head_gates),
-        _on_output(model, part.o, lambda: _product(gates.hidden, _at(gates.attn, index))),
+        _on_output(model, part.o, _output_gate(gates, "attn", index)),
     ]
     if part.qk_norm_spans_heads:  # a removed head must not enter the norm that the kept heads share
         handles.append(_on_output(model, part.q.module, head_gates))
         handles.append(_on_output(model, part.k.module, group_gates))
     return handles
+
+
+def _gate_branches(model: PreTrainedModel, mlp: MLP, channels: Callable[[], Tensor | None]) -> list[RemovableHandle]:
+    if mlp.gate.module != mlp.up.module:
+        return [_on_output(model, module, channels) for module in (mlp.gate.module, mlp.up.module)]
+
+    def both_halves() -> Tensor | None:
+        gate = channels()
+        return None if gate is None else gate.repeat(2)
+
+    return [_on_output(model, mlp.gate.module, both_halves)]
+
+
+def _output_gate(gates: Gates, sublayer: Literal["attn", "mlp"], index: int) -> Callable[[], Tensor | None]:
+    return lambda: _product(gates.hidden, _at(getattr(gates, sublayer), index))
 
 
 def _at(gates: Sequence[Tensor] | Tensor | None, index: int) -> Tensor | None:
@@ -136,10 +147,6 @@ def _product(left: Tensor | None, right: Tensor | None) -> Tensor | None:
     if left is None or right is None:
         return right if left is None else left
     return left * right
-
-
-def _repeat(gate: Tensor | None, copies: int) -> Tensor | None:
-    return gate if gate is None or copies == 1 else gate.repeat(copies)
 
 
 def _on_input(model: nn.Module, path: str, read: Callable[[], Tensor | None]) -> RemovableHandle:

@@ -120,11 +120,12 @@ def random_masks(
         per_group = layer.attention.q_heads_per_group if layer.attention else 1
         kept_queries = draw(1, per_group) if heads else per_group
         groups.append(keep_some(num_groups, draw(1, num_groups) if heads and num_groups else num_groups))
-        queries.append(torch.cat([keep_some(per_group, kept_queries) for _ in range(num_groups)] or [torch.ones(0, dtype=torch.bool)]))
+        in_groups = [keep_some(per_group, kept_queries) for _ in range(num_groups)]
+        queries.append(torch.cat(in_groups) if in_groups else torch.ones(0, dtype=torch.bool))
         ffn.append(keep_some(width, draw(width // 2, width) if channels and width else width))
     attn, mlp = torch.ones(num_layers, dtype=torch.bool), torch.ones(num_layers, dtype=torch.bool)
     if sublayers:
         first = 0 if seed % 2 == 0 else num_layers - 1
         attn[first], mlp[(first + 1) % num_layers] = False, False
-    width = keep_some(anatomy.hidden_size, 2 * anatomy.hidden_size // 3) if hidden else None
-    return Masks.of(anatomy, kv_groups=groups, q_heads=queries, ffn=ffn, hidden=width, attn=attn, mlp=mlp)
+    residual = keep_some(anatomy.hidden_size, 2 * anatomy.hidden_size // 3) if hidden else None
+    return Masks.of(anatomy, kv_groups=groups, q_heads=queries, ffn=ffn, hidden=residual, attn=attn, mlp=mlp)

@@ -101,7 +101,11 @@ def test_plain_transformers_loads_pruned_folders_without_prunebench(tmp_path):
     script = tmp_path / "reload.py"
     script.write_text(PLAIN_RELOAD)
     result = subprocess.run(
-        [sys.executable, "-I", str(script), *folders], capture_output=True, text=True, cwd=tmp_path, env={"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+        [sys.executable, "-I", str(script), *folders],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"},
     )
     assert result.returncode == 0, result.stderr[-2000:]
     assert result.stdout.strip() == "equal"

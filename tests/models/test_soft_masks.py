@@ -108,6 +108,10 @@ def test_a_removed_unit_gets_no_gradient_into_its_own_weights():
     for i, layer in enumerate(model.model.layers):
         gone = ~masks.ffn[i]
         assert gone.any()
-        for gradient in (layer.mlp.gate_proj.weight.grad[gone], layer.mlp.up_proj.weight.grad[gone], layer.mlp.down_proj.weight.grad[:, gone]):
+        for gradient in (
+            layer.mlp.gate_proj.weight.grad[gone],
+            layer.mlp.up_proj.weight.grad[gone],
+            layer.mlp.down_proj.weight.grad[:, gone],
+        ):
             assert gradient.abs().max() == 0
         assert layer.mlp.gate_proj.weight.grad[~gone].abs().max() > 0

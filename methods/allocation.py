@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -125,3 +126,41 @@ def _remove_globally(
     dense = anatomy.dense_params
     kept = Masks.of(anatomy, kv_groups=groups, ffn=channels).count(anatomy)
     budget.check(dense, kept)
+
+
+def remove_blocks(anatomy: Anatomy, budget: Budget, order: Sequence[int], channel_scores: Sequence[Tensor] | None = None) -> Masks:
+    """Removes whole layers in the given order until one more would overshoot; that layer then gives up the rest.
+
+    Whole layers are too coarse for a budget (a layer of LLaMA-7B is 3 % of it), so the next layer in the order loses as many
+    MLP channels as are missing, and its attention before them where its channels are too few.
+
+    Args:
+        order: layers, the first to go first; layers that are not named stay.
+        channel_scores: per layer (channels,), larger means keep; None removes channels from the end.
+
+    Raises:
+        BudgetError: the layers in `order` don't hold that many parameters, or a layer can't be cut finely enough.
+    """
+    attn = torch.ones(len(anatomy.layers), dtype=torch.bool)
+    mlp = attn.clone()
+    ffn = [torch.ones(anatomy.layer_sizes(layer.index)[2], dtype=torch.bool) for layer in anatomy.layers]
+    rest = budget.params_to_remove(anatomy)
+    for i in order:
+        heads, groups, channels = anatomy.layer_sizes(i)
+        attention_params = anatomy.attention_params(i, heads, groups, anatomy.hidden_size).of(budget.basis)
+        whole = attention_params + anatomy.mlp_params(i, channels, anatomy.hidden_size).of(budget.basis)
+        if whole <= rest:
+            attn[i] = mlp[i] = False
+            rest -= whole
+            continue
+        per_channel = anatomy.channel_params(i)
+        if rest > per_channel * (channels - 1) and attention_params <= rest:
+            attn[i] = False
+            rest -= attention_params
+        count = min(round(rest / per_channel), channels - 1) if channels else 0
+        scores = -torch.arange(channels) if channel_scores is None else channel_scores[i]
+        ffn[i][lowest(scores, count)] = False
+        break
+    masks = Masks.of(anatomy, ffn=ffn, attn=attn, mlp=mlp)
+    budget.check(anatomy.dense_params, masks.count(anatomy))
+    return masks

@@ -1,9 +1,9 @@
 """Calibration samples and training text: the same for every method of a grid.
 
-    config = CalibrationConfig(source="c4", num_samples=128, seq_len=128)
-    data = build_pruning_data(config, tokenizer, seed, data_dir)
-    for tokens in data.calibration_batches(8): ...            # (8, 128) int64
-    text = data.training_text(TrainingConfig(source="alpaca"))  # examples for learning methods and recoveries
+config = CalibrationConfig(source="c4", num_samples=128, seq_len=128)
+data = build_pruning_data(config, tokenizer, seed, data_dir)
+for tokens in data.calibration_batches(8): ...            # (8, 128) int64
+text = data.training_text(TrainingConfig(source="alpaca"))  # examples for learning methods and recoveries
 """
 
 from __future__ import annotations
@@ -105,7 +105,9 @@ class PruningData:
             BadInput: there are none.
         """
         if not self.calibration.numel():
-            raise BadInput(f"{method} needs calibration text, and this grid gives none; set calibration: {{source: embedded}} or another source.")
+            raise BadInput(
+                f"{method} needs calibration text, and this grid gives none; set calibration: {{source: embedded}} or another source."
+            )
         return self.calibration
 
     def training_text(self, config: TrainingConfig) -> TrainingText:
@@ -135,7 +137,5 @@ def build_pruning_data(
     documents = CleanDocuments(load_corpus(config.source, data_dir), config.source, evaluation_index(data_dir))
     generator = torch.Generator().manual_seed(seed)
     calibration = draw_samples(documents, tokenizer, config.num_samples, config.seq_len, generator)
-    description = (
-        f"{config.source} ({documents.corpus.origin}), {config.num_samples} samples of {config.seq_len} tokens{documents.note}"
-    )
+    description = f"{config.source} ({documents.corpus.origin}), {config.num_samples} samples of {config.seq_len} tokens{documents.note}"
     return PruningData(calibration, description, tokenizer, seed, data_dir)

@@ -21,6 +21,7 @@ from models.errors import BadInput
 ENTRY_POINT_GROUP = "prunebench.pruners"
 
 BUILT_IN = {
+    "llm_pruner": "methods.llm_pruner.pruner:LLMPruner",
     "magnitude": "methods.magnitude:Magnitude",
     "random": "methods.random:Random",
 }

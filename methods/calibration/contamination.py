@@ -57,7 +57,10 @@ class EvaluationIndex:
                 names.append(name)
         order = np.argsort(np.asarray(runs, dtype=np.int64), kind="stable")
         return cls(
-            np.asarray(runs, dtype=np.int64)[order], np.asarray(fields, dtype=np.int64)[order], np.asarray(counts, dtype=np.int64), tuple(names)
+            np.asarray(runs, dtype=np.int64)[order],
+            np.asarray(fields, dtype=np.int64)[order],
+            np.asarray(counts, dtype=np.int64),
+            tuple(names),
         )
 
     def item_in(self, text: str) -> str | None:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from evaluation.engine.prefix_tree import Unit
+from evaluation.engine.prefix_tree import Segment, Unit
 
 IMPLEMENTATION = "prunebench_tree"
 """Name under which the attention function is registered with transformers."""
@@ -101,6 +102,26 @@ class Prefix:
         self.layers: dict[int, tuple[Tensor, Tensor]] = {}  # id(module) -> (1, kv_heads, length, dim) twice
 
 
+SEGMENT_COST = {"cpu": 1000, "cuda": 250_000}
+"""What one more attention call costs, in query-key pairs of all heads (measured on a CPU core, estimated for CUDA)."""
+
+
+def segment_cost(device: torch.device) -> int:
+    """The cost on this device; accelerators that weren't measured count like CUDA."""
+    return SEGMENT_COST.get(device.type, SEGMENT_COST["cuda"])
+
+
+@dataclass
+class _Piece:
+    """A segment placed in its row."""
+
+    start: int
+    stop: int
+    ancestors: Tensor | None  # (a,) indices in the row
+    unit: Unit
+    segment: Segment
+
+
 class PackedRow:
     """Units side by side under one prefix: each token sees the prefix and its own ancestors."""
 
@@ -110,7 +131,16 @@ class PackedRow:
         self.device = device
         self.dtype = dtype
         self.kept: dict[int, tuple[Tensor, Tensor]] | None = None
+        self.pieces: list[_Piece] = []
         self._masks: dict[int | None, list[Tensor | None]] = {}
+        start = 0
+        for unit in units:
+            for segment in unit.segments:
+                ancestors = None
+                if len(segment.ancestors):
+                    ancestors = torch.as_tensor(start + segment.ancestors, device=device)
+                self.pieces.append(_Piece(start + segment.start, start + segment.stop, ancestors, unit, segment))
+            start += len(unit)
 
     @property
     def prefix_length(self) -> int:
@@ -121,28 +151,31 @@ class PackedRow:
         self.kept = {}
 
     def masks(self, window: int | None) -> list[Tensor | None]:
-        """Additive masks (n, prefix + n), one a unit; None stands for plain causal attention."""
+        """Additive masks (n, prefix + ancestors + n), one a piece; None stands for plain causal attention."""
         if window not in self._masks:
-            self._masks[window] = [self._mask(unit, window) for unit in self.units]
+            self._masks[window] = [self._mask(piece, window) for piece in self.pieces]
         return self._masks[window]
 
-    def _mask(self, unit: Unit, window: int | None) -> Tensor | None:
-        n, before = len(unit), self.prefix_length
-        longest = int(unit.depths[-1]) + 1
-        if window is not None and int(unit.depths.max()) < window:
+    def _mask(self, piece: _Piece, window: int | None) -> Tensor | None:
+        unit, segment = piece.unit, piece.segment
+        n = segment.stop - segment.start
+        above = len(segment.ancestors)
+        depths = torch.as_tensor(unit.depths[segment.start : segment.stop], device=self.device)
+        ends = torch.as_tensor(unit.ends[segment.start : segment.stop], device=self.device)
+        if window is not None and int(depths.max()) < window:
             window = None
-        if before == 0 and window is None and unit.is_chain and longest == n:
+        is_chain = bool((ends >= segment.stop).all())
+        if self.prefix_length + above == 0 and window is None and is_chain:
             return None
-        index = torch.arange(n, device=self.device)
-        ends = torch.as_tensor(unit.ends, device=self.device)
+        index = torch.arange(segment.start, segment.stop, device=self.device)
         sees = (index[None, :] <= index[:, None]) & (index[:, None] < ends[None, :])  # (n, n)
-        if before:
-            sees = torch.cat([torch.ones(n, before, dtype=torch.bool, device=self.device), sees], 1)
+        before = torch.ones(n, self.prefix_length + above, dtype=torch.bool, device=self.device)
+        sees = torch.cat([before, sees], 1)
         if window is not None:
-            depths = torch.as_tensor(unit.depths, device=self.device)
-            keys = torch.cat([torch.arange(before, device=self.device), depths])
+            higher = torch.as_tensor(unit.depths[segment.ancestors], device=self.device)
+            keys = torch.cat([torch.arange(self.prefix_length, device=self.device), higher, depths])
             sees &= depths[:, None] - keys[None, :] < window
-        return torch.zeros(n, before + n, dtype=self.dtype, device=self.device).masked_fill_(~sees, float("-inf"))
+        return torch.zeros(sees.shape, dtype=self.dtype, device=self.device).masked_fill_(~sees, float("-inf"))
 
     def attend(
         self,
@@ -159,16 +192,18 @@ class PackedRow:
             self.kept[id(module)] = (key, value)
         before = self.prefix.layers[id(module)] if self.prefix is not None else None
         result = query.new_empty(1, query.shape[2], query.shape[1], value.shape[-1])
-        start = 0
-        for unit, mask in zip(self.units, self.masks(window), strict=True):
-            stop = start + len(unit)
-            keys, values = key[:, :, start:stop], value[:, :, start:stop]
-            if before is not None:
-                keys = torch.cat([before[0], keys], 2)
-                values = torch.cat([before[1], values], 2)
-            part = attention(query[:, :, start:stop], keys, values, mask, scaling, softcap)
-            result[:, start:stop] = part.transpose(1, 2)
-            start = stop
+        for piece, mask in zip(self.pieces, self.masks(window), strict=True):
+            keys, values = key[:, :, piece.start : piece.stop], value[:, :, piece.start : piece.stop]
+            seen_keys = [before[0]] if before is not None else []
+            seen_values = [before[1]] if before is not None else []
+            if piece.ancestors is not None:
+                seen_keys.append(key.index_select(2, piece.ancestors))
+                seen_values.append(value.index_select(2, piece.ancestors))
+            if seen_keys:
+                keys = torch.cat([*seen_keys, keys], 2)
+                values = torch.cat([*seen_values, values], 2)
+            part = attention(query[:, :, piece.start : piece.stop], keys, values, mask, scaling, softcap)
+            result[:, piece.start : piece.stop] = part.transpose(1, 2)
         return result
 
 
@@ -182,22 +217,29 @@ def attention(
     Returns:
         (1, heads, n, dim).
     """
-    groups = query.shape[1] // key.shape[1]
-    if softcap is None:
+    kv_heads, n, m = key.shape[1], query.shape[2], key.shape[2]
+    groups = query.shape[1] // kv_heads
+    is_small = n <= SMALL and m <= 2 * SMALL and query.device.type == "cpu" and query.dtype == torch.float32
+    if softcap is None and not is_small:
         if groups > 1:
             key = repeat_heads(key, groups)
             value = repeat_heads(value, groups)
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, is_causal=mask is None, scale=scaling
         )
-    n, m = query.shape[2], key.shape[2]
-    folded = query.reshape(1, key.shape[1], groups * n, query.shape[-1])  # heads of one group under each other
-    scores = (folded @ key.transpose(2, 3)).view(1, -1, n, m).float() * scaling
-    scores = torch.tanh(scores / softcap) * softcap
     if mask is None:
         mask = torch.full((n, m), float("-inf"), device=query.device).triu_(1)
-    weights = torch.softmax(scores + mask, -1).to(query.dtype)
-    return (weights.view(1, key.shape[1], groups * n, m) @ value).view(1, -1, n, value.shape[-1])
+    folded = query.reshape(kv_heads, groups * n, query.shape[-1])  # heads of one group under each other
+    scores = torch.bmm(folded, key[0].transpose(1, 2)).float().mul_(scaling)
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    scores = scores.view(kv_heads, groups, n, m) + mask
+    weights = torch.softmax(scores, -1).to(query.dtype)
+    return torch.bmm(weights.view(kv_heads, groups * n, m), value[0]).view(1, -1, n, value.shape[-1])
+
+
+SMALL = 64
+"""Up to this many queries plain matrix products beat the fused kernel on a CPU."""
 
 
 def repeat_heads(states: Tensor, groups: int) -> Tensor:

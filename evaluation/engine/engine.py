@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from evaluation.engine.generation import GenerationRequest, Generator
-from evaluation.engine.scoring import Score, Scorer, ScoreRequest, plain_scores, sharing_problem
+from evaluation.engine.scoring import Score, ScoreRequest, make_scorer, plain_scores
 from models.errors import BadInput, PrunebenchError
 
 log = logging.getLogger(__name__)
@@ -91,17 +91,17 @@ class Engine:
         self.max_length = context_length(model.config, tokenizer) - len(self.prompt_ids)
         if self.max_length < 2:
             raise BadInput(f"The prompt holds {len(self.prompt_ids)} tokens, which fills the model's whole context.")
-        self.problem = sharing_problem(model)
-        if self.problem:
+        self.scorer, self.problem = make_scorer(model, row_tokens)
+        if self.scorer is None:
             self.notes.append(f"{self.problem}; every request was computed on its own")
             log.warning(self.notes[-1])
-        self.scorer = Scorer(model, row_tokens)
         self.generator = Generator(model, row_tokens)
 
     @property
     def tokens_computed(self) -> int:
         """Tokens that went through the model so far, prompts and headers counted once."""
-        return self.scorer.tokens_computed + self.generator.tokens_computed
+        scored = self.scorer.tokens_computed if self.scorer is not None else 0
+        return scored + self.generator.tokens_computed
 
     @property
     def prefix_token(self) -> int:
@@ -145,7 +145,7 @@ class Engine:
 
     def score(self, requests: Sequence[ScoreRequest], progress: Callable[[int, int], None] | None = None) -> list[Score]:
         """Scores of token requests; shared where the model allows."""
-        if self.problem:
+        if self.scorer is None:
             return plain_scores(self.model, requests)
         return self.scorer.score(requests, progress)
 
@@ -274,7 +274,7 @@ class Engine:
     def _generate(
         self, requests: list[GenerationRequest], progress: Callable[[int, int], None] | None
     ) -> list[list[int]]:
-        if not self.problem:
+        if self.scorer is not None:
             return self.generator.generate(requests, progress)
         import torch
         from transformers import StoppingCriteria, StoppingCriteriaList

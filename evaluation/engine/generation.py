@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from evaluation.engine.attention import PackedRow, Prefix, active_row, tree_attention
-from evaluation.engine.prefix_tree import PrefixEnd, PrefixStep, RowBudget, RowStep, Step, Unit, build_tree, plan
+from evaluation.engine.attention import PackedRow, Prefix, active_row, segment_cost, tree_attention
+from evaluation.engine.prefix_tree import PrefixEnd, PrefixStep, RowBudget, RowStep, Step, build_tree, chain_unit, plan
 from evaluation.engine.scoring import default_row_tokens, extend_prefix, forward_row, is_out_of_memory
 
 CPU_SLOTS = 48
@@ -241,13 +241,7 @@ class _Run:
 
     def _prefix(self, step: PrefixStep, before: Prefix | None) -> Prefix:
         n = len(step.tokens)
-        depths = np.arange(step.first_depth, step.first_depth + n)
-        row = PackedRow(
-            [Unit(step.tokens, depths, np.full(n, n), step.first_depth, {})],
-            before,
-            self.owner.device,
-            self.owner.dtype,
-        )
+        row = PackedRow([chain_unit(step.tokens, step.first_depth)], before, self.owner.device, self.owner.dtype)
         row.keep()
         self._last_logits = forward_row(self.owner.model, row, [n - 1])
         self.owner.tokens_computed += n
@@ -260,7 +254,7 @@ class _Run:
                 self._enqueue(sequence, pool, prefix, None, None, self._last_logits[0])
 
     def _prefill(self, step: RowStep, pool: _Pool, prefix: Prefix | None) -> None:
-        units = step.units()
+        units = step.units(segment_cost(self.owner.device))
         row = PackedRow(units, prefix, self.owner.device, self.owner.dtype)
         row.keep()
         found: list[tuple[int, np.ndarray]] = []

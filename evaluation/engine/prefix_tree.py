@@ -74,12 +74,22 @@ def _build(arrays: list[np.ndarray], order: list[int], common: np.ndarray, low: 
 
 
 @dataclass
+class Segment:
+    """Tokens `start..stop` of a unit that attend together: to `ancestors` before them and among themselves."""
+
+    start: int
+    stop: int
+    ancestors: np.ndarray  # indices in the unit
+
+
+@dataclass
 class Unit:
     """A subtree that runs in one row, its tokens in depth-first order.
 
     tokens, depths: (n,) ids and positions (the sequence starts at position 0).
     ends: (n,) index after the last descendant: token j sees token i exactly when i <= j < ends[i].
     paths: for every sequence that ends in this unit, the unit indices of its tokens from `first_depth` on.
+    segments: the unit in pieces whose attention is worth computing densely.
     """
 
     tokens: np.ndarray
@@ -87,38 +97,67 @@ class Unit:
     ends: np.ndarray
     first_depth: int
     paths: dict[int, np.ndarray]
+    segments: list[Segment]
 
     def __len__(self) -> int:
         return len(self.tokens)
 
-    @property
-    def is_chain(self) -> bool:
-        """No branches: plain causal attention."""
-        return bool((self.ends == len(self.tokens)).all())
+
+def chain_unit(tokens: np.ndarray, first_depth: int) -> Unit:
+    """A path without branches."""
+    n = len(tokens)
+    whole = Segment(0, n, np.zeros(0, dtype=np.int64))
+    return Unit(tokens, np.arange(first_depth, first_depth + n), np.full(n, n), first_depth, {}, [whole])
 
 
-def make_unit(node: Node, first_depth: int) -> Unit:
-    """Lays out the subtree under `node`, with the path from `first_depth` down to the node in front."""
+def make_unit(node: Node, first_depth: int, segment_cost: int) -> Unit:
+    """Lays out the subtree under `node`, with the path from `first_depth` down to the node in front.
+
+    Args:
+        segment_cost: what one more attention call costs, in query-key pairs.
+    """
     tokens: list[np.ndarray] = []
     depths: list[np.ndarray] = []
     ends: list[int] = []
     paths: dict[int, np.ndarray] = {}
+    segments: list[Segment] = []
+    splits: dict[int, bool] = {}
 
-    def visit(current: Node, start: int, path: np.ndarray) -> None:
+    def decide(current: Node, start: int, above: int) -> int:
+        """Pairs to compute for this subtree below `above` ancestors; notes whether it is cut at its root."""
+        edge = current.end - start
+        size = edge + current.size - (current.end - current.start)
+        dense = size * (above + size) + segment_cost
+        if not current.children:
+            return dense
+        cut = edge * (above + edge) + (segment_cost if edge else 0)
+        cut += sum(decide(child, child.start, above + edge) for child in current.children)
+        splits[id(current)] = cut < dense
+        return min(cut, dense)
+
+    def visit(current: Node, start: int, path: np.ndarray, is_inside: bool) -> None:
         here = len(ends)
         length = current.end - start
         tokens.append(current.sequence[start : current.end])
         depths.append(np.arange(start, current.end))
         ends.extend([0] * length)
+        above = path
         path = np.concatenate([path, np.arange(here, here + length)])
         for terminal in current.terminals:
             paths[terminal] = path
+        is_cut = not is_inside and splits.get(id(current), False)
+        if is_cut and length:
+            segments.append(Segment(here, here + length, above))
         for child in current.children:
-            visit(child, child.start, path)
+            visit(child, child.start, path, is_inside or not is_cut)
         ends[here : here + length] = [len(ends)] * length
+        if not is_inside and not is_cut:
+            segments.append(Segment(here, len(ends), above))
 
-    visit(node, first_depth, np.zeros(0, dtype=np.int64))
-    return Unit(np.concatenate(tokens), np.concatenate(depths), np.asarray(ends), first_depth, paths)
+    decide(node, first_depth, 0)
+    visit(node, first_depth, np.zeros(0, dtype=np.int64), False)
+    segments.sort(key=lambda segment: segment.start)
+    return Unit(np.concatenate(tokens), np.concatenate(depths), np.asarray(ends), first_depth, paths, segments)
 
 
 @dataclass
@@ -142,8 +181,8 @@ class RowStep:
     nodes: list[Node]
     first_depth: int
 
-    def units(self) -> list[Unit]:
-        return [make_unit(node, self.first_depth) for node in self.nodes]
+    def units(self, segment_cost: int) -> list[Unit]:
+        return [make_unit(node, self.first_depth, segment_cost) for node in self.nodes]
 
 
 Step = PrefixStep | PrefixEnd | RowStep

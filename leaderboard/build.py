@@ -6,9 +6,14 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from leaderboard.errors import LeaderboardError, MissingExtra
 from leaderboard.record import read_records
+
+if TYPE_CHECKING:
+    from leaderboard.collect import Entry
+    from leaderboard.plots.style import Plot
 
 Progress = Callable[[str, int, int], None]
 MOST_MODELS_PLOTTED = 4
@@ -19,7 +24,6 @@ def build(out_dir: Path, *, progress: Progress | None = None) -> Path:
     try:
         import jinja2  # noqa: F401
         import matplotlib  # noqa: F401
-        import pandas  # noqa: F401
         import scipy  # noqa: F401
     except ImportError as error:
         raise MissingExtra(f"the report needs {error.name}; install it with: pip install 'prunebench[report]'.") from error
@@ -27,10 +31,12 @@ def build(out_dir: Path, *, progress: Progress | None = None) -> Path:
 
 
 def _build(out_dir: Path, progress: Progress) -> Path:
+    from leaderboard import exports, ledger, pairs
     from leaderboard.collect import Note, collect
     from leaderboard.compare import compare
     from leaderboard.findings import findings
     from leaderboard.page import Content, render
+    from leaderboard.plots.style import write_csv
     from leaderboard.tables import leaderboard
 
     progress("read records", 0, 1)
@@ -41,21 +47,36 @@ def _build(out_dir: Path, progress: Progress) -> Path:
     comparisons = compare(entries, out_dir, progress)
     notes += comparisons.notes
     main = leaderboard(entries, comparisons)
+    numbers, matching = ledger.load()
+    lines = ledger.compare_published(entries, comparisons, numbers, matching)
+    pair_table, pair_entries = pairs.pairs_table(comparisons)
     folder = out_dir / "leaderboard"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        plots, plot_note = _plots(entries, folder, progress)
+        plots, plot_note = _plots(entries, out_dir, folder / "plots", progress)
+        progress("write tables", 0, 1)
+        downloads, export_note = exports.write_all(folder, main, entries, write_text)
+        if export_note:
+            notes.append(Note("exports", export_note))
+        ledger_table = ledger.table(lines)
+        for name, rows in (("comparisons.csv", pairs.export_rows(comparisons)), ("comparisons_tasks.csv", pairs.task_rows(comparisons))):
+            write_csv(folder / name, rows)
+            downloads.append((name, name))
+        write_text(folder / "published.csv", exports.as_csv(ledger_table.columns, ledger_table.rows))
+        downloads.append(("published.csv", "published.csv"))
+        progress("write tables", 1, 1)
         content = Content(
             entries=entries,
             comparisons=comparisons,
             main=main,
-            pairs=None,
-            pair_entries=[],
-            ledger=None,
-            ledger_note="",
+            pairs=pair_table if pair_table.rows else None,
+            pair_entries=pair_entries,
+            ledger=ledger_table if lines else None,
+            ledger_note=ledger.note(lines, len(numbers) - len(lines)),
             findings=findings(entries, comparisons),
             plots=plots,
             notes=notes,
+            downloads=downloads,
             plot_note=plot_note,
         )
         progress("write page", 0, 1)
@@ -63,30 +84,41 @@ def _build(out_dir: Path, progress: Progress) -> Path:
         write_text(page, render(content))
         progress("write page", 1, 1)
     except OSError as error:
-        raise LeaderboardError(f"leaderboard folder {folder} can't be written: {error.strerror or error}; free space or fix its rights.") from error
+        said = error.strerror or error
+        raise LeaderboardError(f"leaderboard folder {folder} can't be written: {said}; free space or fix its rights.") from error
     return page
 
 
-def _plots(entries, folder: Path, progress: Progress):  # type: ignore[no-untyped-def]
-    from leaderboard.plots import score, shape
+def _plots(entries: list[Entry], out_dir: Path, folder: Path, progress: Progress) -> tuple[list[Plot], str]:
+    from leaderboard.plots import curves, score, shape
     from leaderboard.plots.style import Looks
 
     models = list(dict.fromkeys((e.model, e.synthetic) for e in entries if e.done))
     looks = Looks(e.full_label for e in entries if not e.is_dense)
+    shown = models[:MOST_MODELS_PLOTTED]
+    draw: list[Callable[[list[Entry]], Plot | None]] = [
+        lambda own: score.score_against_sparsity(own, looks, folder),
+        lambda own: score.perplexity_against_parameters(own, looks, folder),
+        lambda own: score.quality_against(own, looks, folder, "latency"),
+        lambda own: score.quality_against(own, looks, folder, "cost"),
+        lambda own: shape.layer_shapes(own, folder),
+        lambda own: shape.layer_heat_map(own, folder),
+        lambda own: shape.agreement(own, out_dir, folder),
+        lambda own: curves.training_curves(own, looks, folder),
+    ]
     plots = []
-    for i, key in enumerate(models[:MOST_MODELS_PLOTTED]):
-        progress("draw plots", i, len(models[:MOST_MODELS_PLOTTED]))
+    for i, key in enumerate(shown):
         own = [e for e in entries if (e.model, e.synthetic) == key and e.done]
-        plots += [
-            score.score_against_sparsity(own, looks, folder / "plots"),
-            score.perplexity_against_parameters(own, looks, folder / "plots"),
-            score.quality_against(own, looks, folder / "plots", "latency"),
-            score.quality_against(own, looks, folder / "plots", "cost"),
-            shape.layer_shapes(own, folder / "plots"),
-        ]
-    left = len(models) - MOST_MODELS_PLOTTED
-    note = f"Plots of {left} more models are left out; build a page of one model to see them." if left > 0 else ""
-    return [p for p in plots if p is not None], note
+        for j, make in enumerate(draw):
+            progress("draw plots", i * len(draw) + j, len(shown) * len(draw))
+            plot = make(own)
+            if plot is not None:
+                plots.append(plot)
+    if shown:
+        progress("draw plots", len(shown) * len(draw), len(shown) * len(draw))
+    left = len(models) - len(shown)
+    note = f"Plots of {left} more models are left out; build a page of fewer models to see them." if left > 0 else ""
+    return plots, note
 
 
 def write_text(path: Path, text: str) -> None:

@@ -21,6 +21,7 @@ from leaderboard.statistics import (
 )
 
 MEAN_TOLERANCE = 1e-6
+SYNTHETIC = " (synthetic)"
 _STATUS_ORDER = ("done", "interrupted", "skipped", "out_of_memory", "failed")
 
 
@@ -221,7 +222,7 @@ def _suite_ids(records: list[Record]) -> dict[tuple[str, str, bool], str]:
         name = fmt.short(protocol, 40)
         if len(versions[protocol]) > 1:
             name += f" v{fmt.short(version, 16) or '?'}"
-        found[(protocol, version, synthetic)] = name + (" (synthetic)" if synthetic else "")
+        found[(protocol, version, synthetic)] = name + (SYNTHETIC if synthetic else "")
     return found
 
 
@@ -233,7 +234,20 @@ def _score(entry: Entry, ids: dict[tuple[str, str, bool], str], notes: list[Note
     if entry.done and not by_suite:
         notes.append(Note("no scores", f"{entry.title}: finished without any score."))
     for suite_id, found in by_suite.items():
-        entry.suites[suite_id] = _suite(entry, suite_id, [s for _, s in found], notes)
+        scores = [s for _, s in found]
+        if len(scores[0].tasks) > 1 and all(s.mean is None for s in scores):
+            for name in dict.fromkeys(t.task for t in scores[0].tasks):
+                part = [s.model_copy(update={"tasks": [t for t in s.tasks if t.task == name]}) for s in scores]
+                own = _part_id(suite_id, name)
+                entry.suites[own] = _suite(entry, own, [p for p in part if p.tasks], notes)
+        else:
+            entry.suites[suite_id] = _suite(entry, suite_id, scores, notes)
+
+
+def _part_id(suite_id: str, task: str) -> str:
+    """A protocol without a mean is shown task by task."""
+    base = suite_id.removesuffix(SYNTHETIC)
+    return f"{base}: {fmt.short(task, 40)}" + (SYNTHETIC if base != suite_id else "")
 
 
 def _suite(entry: Entry, suite_id: str, scores: list[ProtocolScore], notes: list[Note]) -> Suite:
@@ -273,9 +287,7 @@ def _task(seeds: list[TaskScore]) -> Score:
     )
 
 
-def _estimate(
-    values: list[float], stderrs: list[float | None], n: int, kind: fmt.Kind
-) -> tuple[float, float | None, Interval | None]:
+def _estimate(values: list[float], stderrs: list[float | None], n: int, kind: fmt.Kind) -> tuple[float, float | None, Interval | None]:
     known = [s for s in stderrs if s is not None and math.isfinite(s)]
     if len(values) > 1:
         pooled = seed_mean(values, known, n)

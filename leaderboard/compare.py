@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from leaderboard.collect import Entry, Note, Score, Suite
-from leaderboard.samples import Outcomes, SampleReader
+from leaderboard.samples import TOLERANCE, Outcomes, SampleReader
 from leaderboard.statistics import (
     ALPHA,
     Comparison,
@@ -28,6 +28,7 @@ from leaderboard.statistics import (
     retention,
     seed_mean_from_outcomes,
     shared_ranks,
+    suite_seed_mean,
     unpaired_z,
 )
 
@@ -55,6 +56,8 @@ class Pair:
     result: Comparison
     higher_is_better: bool
     tasks: list[TaskTest] = field(default_factory=list)
+    is_log: bool = False
+    """The difference is one of logarithms: exp of it is a ratio (perplexities)."""
     holm_p: float = 1.0
     bh_p: float = 1.0
 
@@ -175,6 +178,8 @@ def _refine(suite: Suite, outcomes: Outcomes | None) -> None:
     """With several seeds and outcomes per item, take the exact document and seed errors instead of the wide ones."""
     if outcomes is None:
         return
+    if suite.mean is not None and suite.mean.kind == "perplexity":
+        return
     for name, table in outcomes.tasks.items():
         score = suite.tasks.get(name)
         if score is not None and table.shape[0] > 1 and table.shape[1] > 1 and _matches(score, table):
@@ -183,30 +188,16 @@ def _refine(suite: Suite, outcomes: Outcomes | None) -> None:
     mean = suite.mean
     if mean is None or suite.weights is None or mean.seeds < 2:
         return
-    suites_by_seed = sum(w * outcomes.tasks[t].mean(axis=1) for w, t in zip(suite.weights, suite.task_order, strict=True))
-    errors = [_document_error(outcomes.tasks[t]) * w**2 for w, t in zip(suite.weights, suite.task_order, strict=True)]
-    seeds = np.asarray(suites_by_seed)
-    if abs(float(seeds.mean()) - mean.value) > 1e-6:
+    seeds = _by_seed(suite, outcomes)
+    if abs(sum(seeds) / len(seeds) - mean.value) > TOLERANCE:
         return
-    from leaderboard.statistics import _seed_mean
-
-    pooled = _seed_mean(mean.value, sum(errors), max(mean.n - 1, 1), float(seeds.var(ddof=1)) / len(seeds), len(seeds) - 1)
+    tables = [outcomes.tasks[t] for t in suite.task_order]
+    pooled = suite_seed_mean(tables, suite.weights)
     mean.stderr, mean.interval = pooled.stderr, pooled.interval()
 
 
-def _document_error(table: np.ndarray) -> float:
-    """Variance of the mean that comes from the documents alone (the residual is in the spread of the seeds)."""
-    seeds, documents = table.shape
-    if seeds < 2 or documents < 2:
-        return 0.0
-    by_document = table.mean(axis=0)
-    residual = table - by_document[None, :] - table.mean(axis=1)[:, None] + table.mean()
-    of_residual = float(np.square(residual).sum()) / ((seeds - 1) * (documents - 1)) / (seeds * documents)
-    return max(float(by_document.var(ddof=1)) / documents - of_residual, 0.0)
-
-
 def _matches(score: Score, table: np.ndarray) -> bool:
-    return abs(float(table.mean()) - score.value) < 1e-6
+    return abs(float(table.mean()) - score.value) < TOLERANCE
 
 
 def _pairs(suite_id: str, wanted: list[tuple[Entry, Entry]], outcomes: dict[int, Outcomes | None]) -> list[Pair]:
@@ -226,32 +217,43 @@ def _pairs(suite_id: str, wanted: list[tuple[Entry, Entry]], outcomes: dict[int,
 
 def _test(suite_id: str, a: Entry, b: Entry, a_items: Outcomes | None, b_items: Outcomes | None) -> Pair | None:
     left, right = a.suites[suite_id], b.suites[suite_id]
-    assert left.mean is not None
-    assert right.mean is not None
-    higher = left.mean.higher_is_better
-    if left.weights and a_items and b_items and _same_items(a_items, b_items) and _means_hold(left, a_items) and _means_hold(right, b_items):
+    one, other = left.mean, right.mean
+    assert one is not None
+    assert other is not None
+    higher = one.higher_is_better
+    is_log = one.kind == "perplexity" and min(one.value, other.value) > 0
+    if (
+        left.weights
+        and a_items
+        and b_items
+        and a_items.items == b_items.items
+        and _means_hold(left, a_items)
+        and _means_hold(right, b_items)
+    ):
         order = left.task_order
         differences = [a_items.tasks[t].mean(axis=0) - b_items.tasks[t].mean(axis=0) for t in order]
         a_means, b_means = _by_seed(left, a_items), _by_seed(right, b_items)
         if len(a_means) == 1 and len(b_means) == 1:
             seed = zlib.crc32(f"{suite_id}|{a.title}|{b.title}".encode("utf-8", "replace"))
             result = paired_bootstrap(differences, left.weights, seed=seed)
-            return Pair(suite_id, a, b, result, higher, _task_tests(order, a_items, b_items))
-        return Pair(suite_id, a, b, paired_t(differences, left.weights, a_means, b_means), higher)
-    if left.mean.stderr is None or right.mean.stderr is None:
+            return Pair(suite_id, a, b, result, higher, _task_tests(order, a_items, b_items), is_log)
+        return Pair(suite_id, a, b, paired_t(differences, left.weights, a_means, b_means), higher, is_log=is_log)
+    if one.stderr is None or other.stderr is None:
         return None
-    result = unpaired_z(left.mean.value, left.mean.stderr, right.mean.value, right.mean.stderr, n=left.mean.n)
-    return Pair(suite_id, a, b, result, higher)
-
-
-def _same_items(a: Outcomes, b: Outcomes) -> bool:
-    return a.items == b.items
+    if is_log:
+        result = unpaired_z(math.log(one.value), one.stderr / one.value, math.log(other.value), other.stderr / other.value, n=one.n)
+    else:
+        result = unpaired_z(one.value, one.stderr, other.value, other.stderr, n=one.n)
+    return Pair(suite_id, a, b, result, higher, is_log=is_log)
 
 
 def _means_hold(suite: Suite, outcomes: Outcomes) -> bool:
-    """The outcomes give the recorded mean: only then do they stand for it (a perplexity is no mean of outcomes)."""
+    """The outcomes give the recorded mean: only then do they stand for it."""
     assert suite.mean is not None
-    return abs(sum(_by_seed(suite, outcomes)) / len(_by_seed(suite, outcomes)) - suite.mean.value) < 1e-6
+    seeds = _by_seed(suite, outcomes)
+    if suite.mean.kind == "perplexity":
+        return suite.mean.seeds > 1 or abs(seeds[0] - math.log(suite.mean.value)) < TOLERANCE
+    return abs(sum(seeds) / len(seeds) - suite.mean.value) < TOLERANCE
 
 
 def _by_seed(suite: Suite, outcomes: Outcomes) -> list[float]:
@@ -263,7 +265,7 @@ def _by_seed(suite: Suite, outcomes: Outcomes) -> list[float]:
 def _task_tests(order: list[str], a: Outcomes, b: Outcomes) -> list[TaskTest]:
     tests = []
     for task in order:
-        left, right = a.tasks[task][0], b.tasks[task][0]
+        left, right = a.raw[task][0], b.raw[task][0]
         if np.isin(left, (0, 1)).all() and np.isin(right, (0, 1)).all():
             tests.append(TaskTest(task, *mcnemar_of(left, right)))
     return tests
@@ -278,6 +280,6 @@ def _retention(pair: Pair, own: Score | None, dense: Score | None) -> tuple[floa
     if own.stderr is None or dense.stderr is None:
         return own.value / dense.value, None
     covariance = 0.0
-    if "paired" in pair.result.method and "unpaired" not in pair.result.method:
+    if "unpaired" not in pair.result.method and not pair.is_log:
         covariance = (own.stderr**2 + dense.stderr**2 - pair.result.stderr**2) / 2
     return retention(own.value, dense.value, own.stderr, dense.stderr, covariance)

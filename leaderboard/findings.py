@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -69,7 +70,11 @@ def _all_tied(block: Block, where: str, suite: str) -> Finding:
     widest = max(block.pairs, key=lambda p: abs(p.result.difference))
     body = f"The largest difference is {_difference(widest)} between {widest.a.label} and {widest.b.label}, Holm p {_p(widest.holm_p)}."
     if block.detectable is not None:
-        body += f" This sample could have shown {_amount(block.detectable, _score(widest.a, block.suite))}."
+        if widest.is_log:
+            least = f"a factor of {fmt.significant(math.exp(block.detectable), 3)}"
+        else:
+            least = _amount(block.detectable, _score(widest.a, block.suite))
+        body += f" This sample could have shown {least}."
     return Finding(f"{where}, no method is significantly better than another on {suite}.", body, "tie")
 
 
@@ -83,7 +88,10 @@ def _evidence(block: Block, best: list[Entry]) -> str:
     loser = _loser(closest)
     low, high = sorted((abs(closest.result.interval.low), abs(closest.result.interval.high)))
     score = _score(closest.a, block.suite)
-    span = f"95 % interval {_amount(low, score, unit=False)} to {_amount(high, score)}"
+    if closest.is_log:
+        span = f"95 % interval {fmt.significant(math.exp(low), 3)} to {fmt.significant(math.exp(high), 3)}"
+    else:
+        span = f"95 % interval {_amount(low, score, unit=False)} to {_amount(high, score)}"
     winner = closest.winner
     assert winner is not None
     return (
@@ -112,7 +120,10 @@ def _kept(entry: Entry, block: Block, comparisons: Comparisons) -> str:
 
 def _at_chance(entries: list[Entry], order: dict[str, int], single: bool) -> Finding | None:
     found = [
-        (e, s) for e in entries for s in e.suites.values() if not e.is_dense and s.mean is not None and s.mean.chance and s.mean.is_at_chance
+        (e, s)
+        for e in entries
+        for s in e.suites.values()
+        if not e.is_dense and s.mean is not None and s.mean.chance and s.mean.is_at_chance
     ]
     scored = [e for e in entries if not e.is_dense and any(s.mean is not None and s.mean.chance for s in e.suites.values())]
     if not found:
@@ -166,6 +177,8 @@ def _shown(entry: Entry, suite: str) -> str:
 
 
 def _difference(pair: Pair) -> str:
+    if pair.is_log:
+        return f"a factor of {fmt.significant(math.exp(abs(pair.result.difference)), 3)}"
     return _amount(abs(pair.result.difference), _score(pair.a, pair.suite))
 
 
@@ -184,5 +197,3 @@ def _join(names: list[str]) -> str:
     if len(names) > 4:
         names = [*names[:3], f"{len(names) - 3} more"]
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-

@@ -15,7 +15,7 @@ from leaderboard.compare import Comparisons
 from leaderboard.findings import Finding
 from leaderboard.plots.style import Plot
 from leaderboard.record import Record
-from leaderboard.tables import STATUS_WORDS, Cell, Column, Table, cells_table, leaderboard, suite_ids
+from leaderboard.tables import STATUS_WORDS, Cell, Column, Table, cells_table, suite_ids
 
 CHUNK = 50
 PLAIN_LIMIT = 3_000_000
@@ -43,7 +43,10 @@ METHOD = [
     ),
     ("Chance", "What guessing gives. 'At chance' means that the interval reaches that level."),
     ("Of dense", "The score divided by the unpruned model's on the same items; for a perplexity, how many times larger it became."),
-    ("Sparsity", "Parameters removed / dense parameters: of all distinct parameters (total) or of the decoder blocks' projections (blocks)."),
+    (
+        "Sparsity",
+        "Parameters removed / dense parameters: of all distinct parameters (total) or of the decoder blocks' projections (blocks).",
+    ),
     ("Measured, published, synthetic", "Three different things that never share a column."),
 ]
 

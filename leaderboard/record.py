@@ -347,9 +347,7 @@ def read_records(out_dir: Path) -> tuple[list[Record], list[Problem]]:
             continue
         cell_id = record.run.cell_id
         if cell_id != path.parent.name:
-            problems.append(
-                Problem(path=name, kind="misplaced", message=f"{name} holds cell {cell_id!r}; its folder says otherwise.")
-            )
+            problems.append(Problem(path=name, kind="misplaced", message=f"{name} holds cell {cell_id!r}; its folder says otherwise."))
         if cell_id in kept:
             other = kept[cell_id]
             newest = max(other, (record, name), key=_finished)

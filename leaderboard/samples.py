@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,15 +12,51 @@ from leaderboard import formatting as fmt
 from leaderboard.collect import Entry, Note, Suite
 from leaderboard.record import Record, TaskScore, cell_dir
 
+TOLERANCE = 1e-6
 _NUMERIC = ("bool", "int", "float", "double", "halffloat", "uint")
 
 
 @dataclass
 class Outcomes:
-    """Of one entry and suite: per task the (seeds, items) outcomes, in one order of items for everybody."""
+    """Of one entry and suite: per task the (seeds, items) outcomes, in one order of items for everybody.
+
+    `tasks` holds contributions: their mean over items is the task's value (for a perplexity, its logarithm), strata
+    and token weights included. `raw` holds what was recorded, for tests of single items.
+    """
 
     tasks: dict[str, np.ndarray]
+    raw: dict[str, np.ndarray]
     items: dict[str, tuple[str, ...]]
+
+
+@dataclass
+class _Sample:
+    items: tuple[str, ...]
+    raw: np.ndarray
+    contributions: np.ndarray
+
+
+def contributions(values: np.ndarray, weights: np.ndarray, strata: list[str], score: TaskScore) -> np.ndarray | None:
+    """Numbers whose plain mean is the task's value, one an item; None when the outcomes don't give that value.
+
+    Plain mean; else the unweighted mean over strata; for perplexities exp(-sum(log) / sum(weight)), linearised around
+    the recorded value (ratio estimator), so that the mean is the logarithm of the perplexity.
+    """
+    n = len(values)
+    if fmt.kind_of(score.metric, score.higher_is_better) == "perplexity":
+        share = weights if score.metric == "token_perplexity" else np.ones(n)
+        total = float(share.sum())
+        if total <= 0 or score.value <= 0:
+            return None
+        level = -float(values.sum()) / total
+        if abs(level - math.log(score.value)) > TOLERANCE:
+            return None
+        return level + (-values - level * share) * (n / total)
+    if abs(float(values.mean()) - score.value) < TOLERANCE:
+        return values
+    names, index, sizes = np.unique(np.asarray(strata), return_inverse=True, return_counts=True)
+    scaled = values * n / (len(names) * sizes[index])
+    return scaled if abs(float(scaled.mean()) - score.value) < TOLERANCE else None
 
 
 @dataclass
@@ -32,8 +69,7 @@ class SampleReader:
 
     def read(self, entry: Entry, suite: Suite) -> Outcomes | None:
         """Outcomes of every task of the suite, or None when any file or item is missing."""
-        tasks: dict[str, np.ndarray] = {}
-        items: dict[str, tuple[str, ...]] = {}
+        found_all = Outcomes({}, {}, {})
         for name in suite.task_order:
             rows = []
             for record in entry.done:
@@ -44,54 +80,78 @@ class SampleReader:
                 if found is None:
                     return None
                 rows.append(found)
-            if any(ids != rows[0][0] for ids, _ in rows):
+            if any(r.items != rows[0].items for r in rows):
                 self._note(entry, suite.id, name, "seeds were scored on different items; paired tests left out")
                 return None
-            items[name] = rows[0][0]
-            tasks[name] = np.stack([values for _, values in rows])
-        return Outcomes(tasks, items) if tasks else None
+            found_all.items[name] = rows[0].items
+            found_all.tasks[name] = np.stack([r.contributions for r in rows])
+            found_all.raw[name] = np.stack([r.raw for r in rows])
+        return found_all if found_all.tasks else None
 
-    def _read_one(self, entry: Entry, record: Record, score: TaskScore, suite_id: str) -> tuple[tuple[str, ...], np.ndarray] | None:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        if not score.samples_file:
+    def _read_one(self, entry: Entry, record: Record, score: TaskScore, suite_id: str) -> _Sample | None:
+        if not score.samples_file or not math.isfinite(score.value):
             return None
         folder = cell_dir(self.out_dir, record.run.cell_id).resolve()
         path = (folder / score.samples_file).resolve()
+        problem = ""
         if not path.is_relative_to(folder):
-            self._note(entry, suite_id, score.task, "samples_file points outside the cell's folder; not read")
-            return None
-        if not path.is_file():
-            self._note(entry, suite_id, score.task, "the file of outcomes per item is missing; unpaired test used instead")
-            return None
-        try:
-            table = pq.read_table(path, columns=["item_id", score.metric], use_threads=False)
-            kind = str(table.schema.field(score.metric).type)
-            if not kind.startswith(_NUMERIC):
-                raise ValueError(f"column {score.metric} is {kind}, not a number")
-            ids = [str(i) for i in table.column("item_id").to_pylist()]
-            values = np.asarray(table.column(score.metric).to_numpy(zero_copy_only=False), dtype=np.float64)
-        except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-            self._note(entry, suite_id, score.task, f"outcomes per item can't be read ({fmt.short(str(error), 80)})")
-            return None
-        if len(ids) != score.n or len(set(ids)) != len(ids):
-            self._note(entry, suite_id, score.task, f"the file holds {len(set(ids))} items, the score says {score.n}; not used")
-            return None
-        if not np.isfinite(values).all():
-            self._note(entry, suite_id, score.task, "outcomes hold NaN; paired tests left out")
-            return None
-        return self._aligned(suite_id, score.task, ids, values)
+            problem = "samples_file points outside the cell's folder; not read"
+        elif not path.is_file():
+            problem = "the file of outcomes per item is missing; unpaired test used instead"
+        else:
+            found = _load(path, score)
+            if not isinstance(found, str):
+                return self._aligned(suite_id, score.task, found)
+            problem = found
+        self._note(entry, suite_id, score.task, problem)
+        return None
 
-    def _aligned(self, suite_id: str, task: str, ids: list[str], values: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
-        order = self.orders.setdefault((suite_id, task, frozenset(ids)), tuple(ids))
-        if order != tuple(ids):
-            place = {item: i for i, item in enumerate(ids)}
-            values = values[[place[item] for item in order]]
-        return order, values
+    def _aligned(self, suite_id: str, task: str, sample: _Sample) -> _Sample:
+        key = (suite_id, task, frozenset(sample.items))
+        order = self.orders.setdefault(key, sample.items)
+        if order == sample.items:
+            return _Sample(order, sample.raw, sample.contributions)
+        place = {item: i for i, item in enumerate(sample.items)}
+        index = [place[item] for item in order]
+        return _Sample(order, sample.raw[index], sample.contributions[index])
 
     def _note(self, entry: Entry, suite_id: str, task: str, text: str) -> None:
         self.notes.append(Note("outcomes", f"{entry.title}, {suite_id}, {fmt.short(task, 40)}: {text}."))
+
+
+def _load(path: Path, score: TaskScore) -> _Sample | str:
+    """The outcomes of one task, or what is wrong with them."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(path)
+        columns = [c for c in ("item_id", "stratum", "weight", score.metric) if c in file.schema_arrow.names]
+        table = file.read(columns=list(dict.fromkeys(columns)), use_threads=False)
+        for needed in ("item_id", score.metric):
+            if needed not in columns:
+                return f"outcomes per item can't be used: no column {fmt.short(needed, 40)}"
+        kind = str(table.schema.field(score.metric).type)
+        if not kind.startswith(_NUMERIC):
+            return f"outcomes per item can't be used: column {fmt.short(score.metric, 40)} is {kind}, not a number"
+        ids = tuple(str(i) for i in table.column("item_id").to_pylist())
+        values = np.asarray(table.column(score.metric).to_numpy(zero_copy_only=False), dtype=np.float64)
+        strata = [str(v) for v in table.column("stratum").to_pylist()] if "stratum" in columns else [""] * len(ids)
+        weights = (
+            np.asarray(table.column("weight").to_numpy(zero_copy_only=False), dtype=np.float64)
+            if "weight" in columns
+            else np.ones(len(ids))
+        )
+    except (OSError, ValueError, TypeError, KeyError, pa.ArrowException) as error:
+        return f"outcomes per item can't be read ({fmt.short(str(error), 80)})"
+    if len(ids) != score.n or len(set(ids)) != len(ids):
+        return f"the file holds {len(set(ids))} items, the score says {score.n}; not used"
+    if not np.isfinite(values).all():
+        return "outcomes hold NaN; paired tests left out"
+    given = contributions(values, weights, strata, score)
+    if given is None:
+        return "outcomes per item do not give the recorded score; paired tests left out"
+    return _Sample(ids, values, given)
 
 
 def _find(record: Record, suite: Suite, task: str) -> TaskScore | None:

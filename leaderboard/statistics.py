@@ -90,19 +90,30 @@ def seed_mean(values: Sequence[float], document_stderrs: Sequence[float | None],
 
 
 def seed_mean_from_outcomes(outcomes: np.ndarray) -> SeedMean:
-    """Mean of (seeds, documents) outcomes: two-way random effects, seeds crossed with documents.
+    """Mean of (seeds, documents) outcomes: two-way random effects, seeds crossed with documents."""
+    return suite_seed_mean([outcomes], [1.0])
 
-    Var(mean) = s2(document means) / documents + s2(seed means) / seeds - s2(residual) / (seeds * documents); each of
-    the first two holds the residual once, so it is taken off once.
+
+def suite_seed_mean(tasks: Sequence[np.ndarray], weights: Sequence[float]) -> SeedMean:
+    """Weighted mean over tasks of (seeds, documents) outcomes, the same seeds in every task.
+
+    Var(mean) = documents + seeds, where documents = sum of w^2 [s2(document means) - s2(residual) / seeds] / documents
+    and seeds = s2(suite mean of each seed) / seeds; the residual is in the spread of the seeds already, so it is taken
+    off the documents' part.
     """
-    seeds, documents = outcomes.shape
-    mean = float(outcomes.mean())
-    by_document, by_seed = outcomes.mean(axis=0), outcomes.mean(axis=1)
-    of_documents = float(by_document.var(ddof=1)) / documents
+    seeds = tasks[0].shape[0]
+    of_documents, documents = 0.0, 0
+    by_seed = np.zeros(seeds)
+    for weight, table in zip(weights, tasks, strict=True):
+        n = table.shape[1]
+        documents += n
+        by_document, seed_means = table.mean(axis=0), table.mean(axis=1)
+        by_seed += weight * seed_means
+        residual = table - by_document[None, :] - seed_means[:, None] + table.mean()
+        of_residual = float(np.square(residual).sum()) / ((seeds - 1) * (n - 1)) / (seeds * n)
+        of_documents += weight**2 * max(float(by_document.var(ddof=1)) / n - of_residual, 0.0)
     of_seeds = float(by_seed.var(ddof=1)) / seeds
-    residual = outcomes - by_document[None, :] - by_seed[:, None] + mean
-    of_residual = float(np.square(residual).sum()) / ((seeds - 1) * (documents - 1)) / (seeds * documents)
-    return _seed_mean(mean, max(of_documents - of_residual, 0.0), documents - 1, of_seeds, seeds - 1)
+    return _seed_mean(float(by_seed.mean()), of_documents, max(documents - len(tasks), 1), of_seeds, seeds - 1)
 
 
 def _seed_mean(mean: float, of_documents: float, document_df: float, of_seeds: float, seed_df: float) -> SeedMean:

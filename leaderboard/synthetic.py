@@ -1,6 +1,6 @@
 """Synthetic records, for trying the page and for measuring how it scales. Not results: every record says so.
 
-    python -m leaderboard.synthetic OUT --records 10000
+python -m leaderboard.synthetic OUT --records 10000
 """
 
 from __future__ import annotations

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from leaderboard import formatting as fmt
 from leaderboard.collect import Entry, Score
 from leaderboard.compare import Comparisons
+from leaderboard.record import Record
 
 STATUS_WORDS = {
     "done": "done",
@@ -238,7 +238,7 @@ def _suite_cells(entry: Entry, suite_id: str, found: Comparisons) -> dict[str, C
     return cells
 
 
-def cells_table(entries: list[Entry]) -> tuple[Table, list[Any]]:
+def cells_table(entries: list[Entry]) -> tuple[Table, list[Record]]:
     """One row a record (`cells` view), with the recorded values; also the records in row order."""
     suites = suite_ids(entries)
     columns = [
@@ -249,7 +249,9 @@ def cells_table(entries: list[Entry]) -> tuple[Table, list[Any]]:
         *[c for c in _suite_columns(entries) if c.key.endswith("|mean")],
         *[c for c in _REST if c.key in ("params_total", "prune_seconds", "total_seconds")],
     ]
-    rows, ids, records = [], [], []
+    rows: list[dict[str, Cell]] = []
+    ids: list[int] = []
+    records: list[Record] = []
     for entry in entries:
         for record in entry.records:
             run = record.run
@@ -279,14 +281,16 @@ def _or_none(value: int | None) -> float | None:
     return None if value is None else float(value)
 
 
-def _recorded_mean(entry: Entry, suite_id: str, record: Any) -> Cell:
+def _recorded_mean(entry: Entry, suite_id: str, record: Record) -> Cell:
     suite = entry.suites.get(suite_id)
     if suite is None or suite.mean is None:
         return EMPTY
+    kind = suite.mean.kind
     for score in record.metrics.scores:
         if score.protocol == suite.protocol and score.version == suite.version:
             if score.mean is not None:
-                return number_cell(score.mean.value, lambda v: fmt.score(v, suite.mean.kind))
-            if len(score.tasks) == 1:
-                return number_cell(score.tasks[0].value, lambda v: fmt.score(v, suite.mean.kind))
+                return number_cell(score.mean.value, lambda v: fmt.score(v, kind))
+            for task in score.tasks:
+                if fmt.short(task.task, 60) == suite.task_order[0]:
+                    return number_cell(task.value, lambda v: fmt.score(v, kind))
     return EMPTY

@@ -158,7 +158,9 @@ def quality_against(entries: list[Entry], looks: Looks, folder: Path, what: str)
     points = [(e, s) for e, s in points if (measure(e) or 0) > 0]
     if len(points) < 2:
         return None
-    return _scatter(points, measure, label, f"quality_vs_{what}", f"Quality against {what}", looks, folder, front=True, log_x=what == "cost")
+    return _scatter(
+        points, measure, label, f"quality_vs_{what}", f"Quality against {what}", looks, folder, front=True, log_x=what == "cost"
+    )
 
 
 def _scatter(

@@ -7,8 +7,9 @@ from typing import Any
 
 from pydantic import Field
 
-from experiments.config import Calibration, EfficiencySettings, Part
+from experiments.config import EfficiencySettings, Part
 from experiments.hashing import short_id
+from methods.data import CalibrationConfig
 
 CELL_FORMAT = 1
 """Counted up when the meaning of a cell changes, so that old records are not taken for new ones."""
@@ -52,7 +53,7 @@ class CellConfig(Part):
     seed: int
     recovery: str
     recovery_config: dict[str, Any]
-    calibration: Calibration | None
+    calibration: CalibrationConfig | None
     protocols: tuple[CellProtocol, ...]
     efficiency: EfficiencySettings
     data: str = Field(description="embedded, or the fingerprint of the --data folder")

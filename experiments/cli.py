@@ -8,7 +8,7 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -132,8 +132,8 @@ def reproducing_command(options: argparse.Namespace) -> str:
     return shlex.join(words)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command line; returns the exit code."""
+def main(argv: Sequence[str] | None, build_report: Callable[[Path], Path]) -> int:
+    """Runs one command line; returns the exit code. `build_report` makes the page of an output folder."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or (arguments[0] not in VERBS and arguments[0] not in ("-h", "--help")):
         if arguments and not arguments[0].startswith("-"):
@@ -143,11 +143,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             return EXIT_BAD_INPUT
         arguments.insert(0, "run")
     options = build_parser().parse_args(arguments)
+    options.build_report = build_report
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("experiments").setLevel(logging.INFO)
     logging.getLogger("models").setLevel(logging.INFO)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    quiet_libraries()
     return _guarded(options)
+
+
+def quiet_libraries() -> None:
+    """Other libraries' progress bars would tear the view apart."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    import transformers
+
+    transformers.logging.disable_progress_bar()
 
 
 def _guarded(options: argparse.Namespace) -> int:

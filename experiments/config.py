@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from evaluation import ProtocolRequest
+from methods.data import CalibrationConfig
 from models.loading import ModelSpec
 
 
@@ -100,14 +101,6 @@ class Grid(Part):
         return value
 
 
-class Calibration(Part):
-    """The text that methods see; the same samples for every method of one seed."""
-
-    source: str = Field("embedded", min_length=1, description="embedded, c4, wikitext2, alpaca, ...")
-    num_samples: Count = Field(32, ge=1, le=1_000_000)
-    seq_len: Count = Field(128, ge=8, le=1_048_576, description="tokens a sample")
-
-
 class Evaluation(Part):
     """How the protocols are run."""
 
@@ -150,7 +143,7 @@ class GridConfig(Part):
     description: str = ""
     synthetic: bool = Field(False, description="the data is generated; such rows never stand beside real benchmarks")
     grid: Grid = Grid()
-    calibration: Calibration = Calibration()
+    calibration: CalibrationConfig = CalibrationConfig()
     method_config: dict[str, dict[str, Any]] = Field(default_factory=dict, description="settings of methods, by name, for the whole grid")
     protocols: Annotated[tuple[OneProtocol, ...], BeforeValidator(_as_list)] = ()
     evaluation: Evaluation = Evaluation()

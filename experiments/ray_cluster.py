@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from models.errors import BadInput
 POLL_SECONDS = 1.0
 RETRIES_AFTER_A_CRASH = 3
 SUBMITTED_AHEAD = 64
+KNOCK_SECONDS = 10.0
 
 
 class RayExecutor:
@@ -33,12 +35,14 @@ class RayExecutor:
         self.ray: Any = ray
         self.settings = settings
         self.started_here = False
+        self._connect()
 
     def _connect(self) -> None:
         ray = self.ray
         if ray.is_initialized():
             return
         address = self.settings.address
+        _knock(address)
         try:
             ray.init(
                 address=address,
@@ -54,7 +58,6 @@ class RayExecutor:
         self.started_here = True
 
     def execute(self, jobs: Sequence[Job], view: View, stop: Stop) -> Iterator[Outcome]:
-        self._connect()
         ray, settings = self.ray, self.settings
         options: dict[str, Any] = {
             "num_cpus": settings.cpus_per_cell,
@@ -131,6 +134,18 @@ class RayExecutor:
                 return outcome
             time.sleep(0.2)
         return outcome
+
+
+def _knock(address: str | None) -> None:
+    """Sees in seconds whether anything listens at HOST:PORT; Ray itself would try for minutes."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if not host:
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=KNOCK_SECONDS).close()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise BadInput(f"no Ray cluster answers at run.address = {address!r} ({reason}); start one with 'ray start --head'.") from None
 
 
 def first_line(error: BaseException) -> str:

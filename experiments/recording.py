@@ -93,7 +93,7 @@ def _provenance(job: Job, stamps: Stamps) -> Provenance:
     identity: dict[str, Any] = next((result["identity"] for result in results if result.get("identity")), {})
     seeds = {purpose: seed_for(cell.seed, purpose) for purpose in ("calibration", "prune", "recover")} if not cell.is_dense else {}
     seeds |= {f"evaluate {protocol.name}": protocol.seed for protocol in cell.protocols}
-    masks = stamps.get("prune", {}).get("artifacts", {}).get("masks.safetensors", {}).get("sha256")
+    masks = stamps.get("prune", {}).get("result", {}).get("masks_sha256")
     return Provenance(
         model=dict(identity),
         data=[entry for result in results for entry in result.get("data", [])],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 from filelock import FileLock
@@ -33,14 +34,14 @@ def set_aside_changed_records(out: Path) -> list[str]:
     return said
 
 
-def build_page(out: Path) -> Path:
+def build_page(out: Path, build_report: Callable[[Path], Path]) -> Path:
     """The leaderboard's page for `out`; two runs that end at once build it one after the other.
 
+    Args:
+        build_report: `leaderboard.build_report`, handed over by run_all, since this room only writes records.
     Raises:
         LeaderboardError: no records, or the `report` extra isn't installed.
     """
-    from leaderboard import build_report
-
     with contextlib.suppress(OSError):
         for sentence in set_aside_changed_records(out):
             log.warning(sentence)

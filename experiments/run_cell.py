@@ -158,6 +158,8 @@ class _CellRun:
         write_record(Path(self.job.out), record)
         self.folder.seal_record()
         (self.folder.path / "progress.json").unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it stays while a stage has something to go on from
+            (self.folder.path / "work").rmdir()
 
     def _road(self) -> None:
         cell, job = self.job.cell, self.job

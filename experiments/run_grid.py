@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from experiments.artifacts import CellFolder, output_error, prepare_output_folder
+from experiments.artifacts import CellFolder, output_error
 from experiments.config import GridConfig
-from experiments.executors import make_executor
+from experiments.executors import Executor
 from experiments.job import Job, Outcome
 from experiments.model_check import check_sparsity
 from experiments.plan import PlannedCell
@@ -116,7 +116,7 @@ def fetch_models(cells: Sequence[PlannedCell]) -> None:
 
 
 def run_grid(
-    config: GridConfig, jobs: Sequence[Job], titles: dict[str, str], out: Path, view: View, stop: Stop, *, retry: bool = True
+    executor: Executor, jobs: Sequence[Job], titles: dict[str, str], out: Path, view: View, stop: Stop, *, retry: bool = True
 ) -> GridResult:
     """Runs `jobs` until each has a final state or the user stops.
 
@@ -126,9 +126,8 @@ def run_grid(
     Args:
         retry: run cells again that failed, ran out of memory or were interrupted before.
     Raises:
-        BadInput: the output folder can't be written, or the executor can't start.
+        BadInput: something that the user must mend first turned up in a cell.
     """
-    prepare_output_folder(out)
     result = GridResult()
     waiting = []
     for job in jobs:
@@ -137,7 +136,6 @@ def run_grid(
             waiting.append(job)
         else:
             result.statuses[job.cell.id] = record
-    executor = make_executor(config.run)
     view.start({job.cell.id: titles[job.cell.id] for job in waiting}, len(jobs) - len(waiting))
     try:
         while waiting and not stop.is_asked and result.output_error is None:

@@ -8,12 +8,13 @@ evaluated is always the checkpoint, reloaded from disk.
 from __future__ import annotations
 
 import gc
+import hashlib
 import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -25,16 +26,17 @@ from experiments.cell import CellConfig
 from experiments.job import Job
 from experiments.recovery import get_recovery
 from experiments.seeds import seed_for, set_global_seeds
+from methods.data import PruningData, build_pruning_data
+from methods.pruner import Run
+from methods.registry import get_pruner
 from models.anatomy import Anatomy, ParamCount, count_params
 from models.budget import Budget
 from models.checkpoint import load_pruned, save_pruned
 from models.errors import BadInput, PrunebenchError
 from models.loading import LoadedModel, load_model, resolve_device
 from models.masks import Masks
+from models.output_bias import load_changed_weights, output_bias_names
 from models.slice import slice_model
-
-if TYPE_CHECKING:
-    from methods.data import PruningData
 
 MASKS_FILE = "masks.safetensors"
 WEIGHTS_FILE = "weights.safetensors"
@@ -96,9 +98,6 @@ class Work:
 
 def prune(work: Work, scratch: Path) -> dict[str, Any]:
     """Lets the method choose what stays; writes the masks and the weights that it changed."""
-    from methods.pruner import Run
-    from methods.registry import get_pruner
-
     cell = work.cell
     assert cell.sparsity is not None  # dense cells have no prune stage
     assert cell.calibration is not None
@@ -121,11 +120,11 @@ def prune(work: Work, scratch: Path) -> dict[str, Any]:
     run = Run(seed=seed, device=model.device, folder=method_folder, progress=work.progress, log_metrics=curves.log)
     masks = pruner.prune(model, budget, data, run)
     masks = check_masks(masks, anatomy, pruner_class.name)
-    kept = masks.count(anatomy)
+    kept = masks.count(Anatomy.from_model(model))  # read again: a method may have added output biases
     dense = anatomy.dense_params
     budget.check(dense, kept)
     masks.save(scratch / MASKS_FILE)
-    changed = changed_weights(model, before, pruner_class.name)
+    changed = changed_weights(model, before, output_bias_names(anatomy), pruner_class.name)
     if changed:
         save_file({name: tensor.contiguous() for name, tensor in changed.items()}, scratch / WEIGHTS_FILE)
     return {
@@ -135,6 +134,7 @@ def prune(work: Work, scratch: Path) -> dict[str, Any]:
         "achieved": {"total": 1 - kept.total / dense.total, "blocks": 1 - kept.blocks / dense.blocks},
         "shapes": shapes(anatomy, masks),
         "hidden": [int(masks.hidden.sum()), anatomy.hidden_size],
+        "masks_sha256": masks_hash(masks),
         "curves": curves.read(),
         "data": data_provenance(data),
         "changed_weights": len(changed),
@@ -143,12 +143,8 @@ def prune(work: Work, scratch: Path) -> dict[str, Any]:
 
 def pruning_data(work: Work, tokenizer: PreTrainedTokenizerBase, purpose: str, *, needed: bool) -> PruningData:
     """What a method or a recovery may look at; the same samples for every method of one seed."""
-    from methods.data import PruningData
-
     if not needed:
         return PruningData.none()
-    from methods.data import build_pruning_data
-
     data_dir = Path(work.job.data_dir) if work.job.data_dir else None
     assert work.cell.calibration is not None
     return build_pruning_data(work.cell.calibration, tokenizer, seed_for(work.cell.seed, purpose), data_dir)
@@ -156,12 +152,9 @@ def pruning_data(work: Work, tokenizer: PreTrainedTokenizerBase, purpose: str, *
 
 def data_provenance(data: PruningData) -> list[dict[str, Any]]:
     """What the calibration data are and the hash of their tokens."""
-    import hashlib
-
     if not len(data.calibration):
         return []
-    tokens = data.calibration.contiguous().numpy().tobytes()
-    return [{"purpose": "calibration", "source": data.description, "sha256": hashlib.sha256(tokens).hexdigest()}]
+    return [{"purpose": "calibration", "source": data.description, "sha256": data.sha256}]
 
 
 def check_masks(masks: Any, anatomy: Anatomy, method: str) -> Masks:
@@ -175,31 +168,39 @@ def check_masks(masks: Any, anatomy: Anatomy, method: str) -> Masks:
     return masks
 
 
+def masks_hash(masks: Masks) -> str:
+    """SHA-256 of what the masks say; the file's own hash would differ with the order of its header."""
+    digest = hashlib.sha256()
+    for name, mask in sorted(masks.tensors().items()):
+        digest.update(f"{name} {len(mask)} ".encode() + mask.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
 def weight_hashes(model: PreTrainedModel) -> dict[str, tuple[torch.Size, int]]:
     """A hash of every parameter and buffer, to find what a method changed without keeping a second copy."""
     return {name: (tensor.shape, _hash_tensor(tensor)) for name, tensor in model.state_dict().items()}
 
 
 def _hash_tensor(tensor: Tensor) -> int:
-    import hashlib
-
     raw = tensor.detach().cpu().contiguous().view(-1)
     data = raw.view(torch.uint8).numpy().data
     return int.from_bytes(hashlib.blake2b(data, digest_size=16).digest(), "big")
 
 
-def changed_weights(model: PreTrainedModel, before: dict[str, tuple[torch.Size, int]], method: str) -> dict[str, Tensor]:
-    """The tensors that a method changed in place.
+def changed_weights(
+    model: PreTrainedModel, before: dict[str, tuple[torch.Size, int]], may_appear: frozenset[str], method: str
+) -> dict[str, Tensor]:
+    """The tensors that a method changed in place, and those of `may_appear` (output biases) that it added.
 
     Raises:
-        PrunebenchError: a shape changed, a tensor appeared or vanished, or a value is not a number.
+        PrunebenchError: a shape changed, another tensor appeared or vanished, or a value is not a number.
     """
     after = model.state_dict()
-    if extra := sorted(after.keys() ^ before.keys()):
+    if extra := sorted((after.keys() ^ before.keys()) - (may_appear & after.keys())):
         raise PrunebenchError(f"method {method} left {extra[0]!r} added or removed; it may change values of weights, not their set.")
     changed = {}
     for name, tensor in after.items():
-        shape, digest = before[name]
+        shape, digest = before.get(name, (tensor.shape, None))
         if tensor.shape != shape:
             shapes_text = f"from {tuple(shape)} to {tuple(tensor.shape)}"
             raise PrunebenchError(f"method {method} changed the shape of {name} {shapes_text}; cutting is the framework's part.")
@@ -271,10 +272,7 @@ def slice_(work: Work, scratch: Path, pruned: dict[str, Any]) -> dict[str, Any]:
     loaded = work.load_dense()
     masks = Masks.load(work.folder.path / MASKS_FILE)
     if (work.folder.path / WEIGHTS_FILE).exists() and pruned["changed_weights"]:
-        state = load_file(work.folder.path / WEIGHTS_FILE)
-        missing = loaded.model.load_state_dict(state, strict=False).unexpected_keys
-        if missing:
-            raise GateFailed(f"changed weight {missing[0]!r} fits no tensor of the model.")
+        load_changed_weights(loaded.model, Anatomy.from_model(loaded.model), load_file(work.folder.path / WEIGHTS_FILE))
     work.progress("slicing", 0, 3)
     sliced = slice_model(loaded.model, masks)
     counted = count_params(sliced)
@@ -318,8 +316,6 @@ def folder_bytes(folder: Path) -> int:
 
 def recover(work: Work, scratch: Path) -> dict[str, Any]:
     """Trains the sliced checkpoint, the same way for every method, and writes the result beside it."""
-    from methods.pruner import Run
-
     cell = work.cell
     model, tokenizer = load_checkpoint(work, CHECKPOINT)
     curves = Curves(work.folder.work("recover") / CURVES_FILE)
@@ -339,13 +335,13 @@ def recover(work: Work, scratch: Path) -> dict[str, Any]:
 
 def load_checkpoint(work: Work, name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A checkpoint of this cell, read from disk onto the device of the job."""
-    work.dense = work.pruned = None
-    gc.collect()
+    work.forget_models()
     spec = work.job.model
     options: dict[str, Any] = {"attn_implementation": spec.attn_implementation}
     if spec.device_map is not None:
         options["device_map"] = spec.device_map
     model, tokenizer = load_pruned(work.folder.path / name, dtype=getattr(torch, spec.dtype), **options)
+    assert tokenizer is not None  # asked for by default
     if spec.device_map is None:
         model = model.to(resolve_device(spec.device))  # type: ignore[arg-type]
     return model, tokenizer

@@ -13,6 +13,7 @@ from experiments.cleaning import clean_cells
 from experiments.cli import axis_settings, reproducing_command
 from experiments.config import GridConfig
 from experiments.estimate import plan_table
+from experiments.executors import make_executor
 from experiments.exporting import export_checkpoint
 from experiments.load_config import load_config
 from experiments.plan import PlannedCell, plan_grid, select
@@ -61,7 +62,7 @@ def run(options: argparse.Namespace) -> int:
     request = understand(options)
     result = _run_cells(options, request, "record")
     if not options.no_report and not result.was_stopped and result.output_error is None:
-        print(f"page: {build_page(request.out)}")
+        print(f"page: {build_page(request.out, options.build_report)}")
     return result.exit_code
 
 
@@ -135,8 +136,9 @@ def _run_cells(
     options: argparse.Namespace, request: Request, until: Literal["prune", "record"], *, needs_checkpoint: bool = False
 ) -> GridResult:
     check_feasible(request.cells)
-    prepare_output_folder(request.out)
     fetch_models(request.cells)
+    executor = make_executor(request.config.run)
+    prepare_output_folder(request.out)
     jobs = make_jobs(
         request.config,
         request.cells,
@@ -150,7 +152,7 @@ def _run_cells(
     stop = Stop()
     titles = {cell.id: cell.config.title for cell in request.cells}
     with stop_on_signals(stop):
-        result = run_grid(request.config, jobs, titles, request.out, make_view(options.plain), stop, retry=not options.no_retry)
+        result = run_grid(executor, jobs, titles, request.out, make_view(options.plain), stop, retry=not options.no_retry)
     print(f"{request.out}: {result.text()}")
     if result.output_error is not None:
         print(f"error: {result.output_error}", file=sys.stderr)
@@ -178,7 +180,7 @@ def report(options: argparse.Namespace) -> int:
     out = options.out if options.out is not None else output_folder(options, load_config(options.config, options.settings))
     if not out.is_dir():
         raise BadInput(f"output folder {out} does not exist; give the folder that a run wrote to.")
-    print(f"page: {build_page(out)}")
+    print(f"page: {build_page(out, options.build_report)}")
     return 0
 
 

@@ -25,6 +25,9 @@ def run_job(job: Job, emit: Emit, stop: Stop) -> Outcome:
     """Prepares this process for one job (threads, plugins) and runs it."""
     import torch
 
+    from experiments.cli import quiet_libraries
+
+    quiet_libraries()
     if job.threads is not None:
         torch.set_num_threads(job.threads)
     load_plugins(job.plugins)

@@ -16,6 +16,7 @@ from models.masks import Masks
 
 Allocation = Literal["uniform", "global"]
 RankBy = Literal["score_per_parameter", "score"]
+SubLayer = Literal["attn", "mlp"]
 
 
 @dataclass(frozen=True)
@@ -141,26 +142,46 @@ def remove_blocks(anatomy: Anatomy, budget: Budget, order: Sequence[int], channe
     Raises:
         BudgetError: the layers in `order` don't hold that many parameters, or a layer can't be cut finely enough.
     """
-    attn = torch.ones(len(anatomy.layers), dtype=torch.bool)
-    mlp = attn.clone()
-    ffn = [torch.ones(anatomy.layer_sizes(layer.index)[2], dtype=torch.bool) for layer in anatomy.layers]
+    units: list[tuple[SubLayer, int]] = []
     rest = budget.params_to_remove(anatomy)
     for i in order:
-        heads, groups, channels = anatomy.layer_sizes(i)
-        attention_params = anatomy.attention_params(i, heads, groups, anatomy.hidden_size).of(budget.basis)
-        whole = attention_params + anatomy.mlp_params(i, channels, anatomy.hidden_size).of(budget.basis)
-        if whole <= rest:
-            attn[i] = mlp[i] = False
-            rest -= whole
-            continue
-        per_channel = anatomy.channel_params(i)
-        if rest > per_channel * (channels - 1) and attention_params <= rest:
-            attn[i] = False
-            rest -= attention_params
-        count = min(round(rest / per_channel), channels - 1) if channels else 0
-        scores = -torch.arange(channels) if channel_scores is None else channel_scores[i]
-        ffn[i][lowest(scores, count)] = False
-        break
-    masks = Masks.of(anatomy, ffn=ffn, attn=attn, mlp=mlp)
+        attention, mlp = (_sublayer_params(anatomy, budget, kind, i) for kind in ("attn", "mlp"))
+        if attention + mlp <= rest or mlp - anatomy.channel_params(i) < rest >= attention:
+            units += [("attn", i), ("mlp", i)]
+        else:
+            units.append(("mlp", i))
+        rest = rest - attention - mlp if attention + mlp <= rest else 0  # at 0 the others only give up what is still missing
+    return remove_sublayers(anatomy, budget, units, channel_scores)
+
+
+def remove_sublayers(
+    anatomy: Anatomy, budget: Budget, order: Sequence[tuple[SubLayer, int]], channel_scores: Sequence[Tensor] | None = None
+) -> Masks:
+    """Removes attentions and MLPs in the given order; an MLP that would overshoot gives up channels for the rest.
+
+    An attention that would overshoot is passed over. For `channel_scores` and errors see `remove_blocks`.
+    """
+    keep = {kind: torch.ones(len(anatomy.layers), dtype=torch.bool) for kind in ("attn", "mlp")}
+    ffn = [torch.ones(anatomy.layer_sizes(layer.index)[2], dtype=torch.bool) for layer in anatomy.layers]
+    rest = budget.params_to_remove(anatomy)
+    for kind, i in order:
+        params = _sublayer_params(anatomy, budget, kind, i)
+        if params <= rest:
+            keep[kind][i] = False
+            rest -= params
+        elif kind == "mlp":
+            channels = len(ffn[i])
+            scores = -torch.arange(channels) if channel_scores is None else channel_scores[i]
+            count = min(round(rest / anatomy.channel_params(i)), channels - 1)
+            ffn[i][lowest(scores, count)] = False
+            rest -= count * anatomy.channel_params(i)
+    masks = Masks.of(anatomy, ffn=ffn, attn=keep["attn"], mlp=keep["mlp"])
     budget.check(anatomy.dense_params, masks.count(anatomy))
     return masks
+
+
+def _sublayer_params(anatomy: Anatomy, budget: Budget, kind: SubLayer, layer: int) -> int:
+    heads, groups, channels = anatomy.layer_sizes(layer)
+    if kind == "attn":
+        return anatomy.attention_params(layer, heads, groups, anatomy.hidden_size).of(budget.basis)
+    return anatomy.mlp_params(layer, channels, anatomy.hidden_size).of(budget.basis)

@@ -85,6 +85,8 @@ class Pruner(ABC, Generic[ConfigT]):
     name: ClassVar[str]
     Config: ClassVar[type[PrunerConfig]] = PrunerConfig
     needs_calibration: ClassVar[bool] = True
+    structured: ClassVar[bool] = True
+    """False for references that zero single weights: they return full masks, nothing gets smaller, no budget is checked."""
 
     def __init__(self, config: ConfigT | None = None) -> None:
         self.config: Any = config if config is not None else self.Config()

@@ -21,9 +21,15 @@ from models.errors import BadInput
 ENTRY_POINT_GROUP = "prunebench.pruners"
 
 BUILT_IN = {
+    "block_influence": "methods.block_influence:BlockInfluence",
+    "flap": "methods.flap:Flap",
     "llm_pruner": "methods.llm_pruner.pruner:LLMPruner",
     "magnitude": "methods.magnitude:Magnitude",
     "random": "methods.random:Random",
+    "slicegpt": "methods.slicegpt:SliceGPT",
+    "sparsegpt": "methods.sparsegpt:SparseGPT",
+    "wanda": "methods.wanda:Wanda",
+    "wanda_sp": "methods.wanda_sp:WandaSp",
 }
 
 _registered: dict[str, type[Pruner]] = {}

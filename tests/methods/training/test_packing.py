@@ -1,0 +1,77 @@
+"""Packed examples are scored as if each were alone, in every family; the sampler's place is two numbers."""
+
+import pytest
+import torch
+
+from methods.calibration.training_text import Example
+from methods.training.packing import Pack, PackSampler, label_logits, lm_loss, with_prompt
+from models.errors import BadInput
+from models.tiny import FAMILIES, random_tokens, tiny_model
+
+EXAMPLES = [
+    Example(random_tokens(1, length, seed=seed)[0], prompt) for seed, (length, prompt) in enumerate([(11, 4), (5, 0), (20, 12), (7, 6)])
+]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_example_sees_another(family):
+    model = tiny_model(family)
+    with torch.no_grad():
+        packed = label_logits(model, Pack.of(EXAMPLES))
+        alone = torch.cat([label_logits(model, Pack.of([example])) for example in EXAMPLES])
+    torch.testing.assert_close(packed, alone, atol=1e-5, rtol=1e-4)
+
+
+def test_the_loss_is_the_plain_masked_language_model_loss():
+    model = tiny_model("llama")
+    example = EXAMPLES[0]
+    with torch.no_grad():
+        ours = lm_loss(model, Pack.of([example]))
+        theirs = model(input_ids=example.tokens[None], labels=example.labels[None]).loss
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_the_loss_of_a_pack_is_the_mean_over_all_its_labels():
+    model = tiny_model("llama")
+    with torch.no_grad():
+        losses = [lm_loss(model, Pack.of([example])) for example in EXAMPLES]
+        counts = [len(Pack.of([example]).targets) for example in EXAMPLES]
+        mean = sum(loss * count for loss, count in zip(losses, counts, strict=True)) / sum(counts)
+        torch.testing.assert_close(lm_loss(model, Pack.of(EXAMPLES)), mean)
+
+
+def test_the_prompt_carries_no_label_and_the_first_response_token_does():
+    prompt = torch.tensor([3, 4, 5])
+    (example,) = with_prompt([Example(torch.tensor([6, 7, 8, 9]), 2)], prompt)
+    assert example.tokens.tolist() == [3, 4, 5, 6, 7, 8, 9]
+    assert example.labels.tolist() == [-100, -100, -100, -100, -100, 8, 9]
+    pack = Pack.of([example])
+    assert pack.predict_at.tolist() == [4, 5]
+    assert pack.targets.tolist() == [8, 9]
+
+
+def test_an_epoch_sees_every_example_once_and_packs_do_not_overflow():
+    examples = [Example(torch.full((1 + i % 9,), i + 3), 0) for i in range(50)]
+    sampler = PackSampler(examples, 20, seed=0)
+    packs = [sampler.next() for _ in range(sampler.packs_per_epoch)]
+    assert max(pack.num_tokens for pack in packs) <= 20
+    seen = [int(pack.tokens[0, i]) for pack in packs for i in (pack.position_ids[0] == 0).nonzero().flatten()]
+    assert sorted(seen) == [i + 3 for i in range(50)]
+
+
+def test_a_sampler_goes_on_from_its_place_also_in_a_later_epoch():
+    whole = PackSampler(EXAMPLES, 16, seed=5)
+    packs = [whole.next() for _ in range(9)]
+    part = PackSampler(EXAMPLES, 16, seed=5)
+    for _ in range(6):
+        part.next()
+    resumed = PackSampler(EXAMPLES, 16, seed=5)
+    resumed.go_to(part.epoch, part.index)
+    assert part.epoch > 0
+    for expected in packs[6:]:
+        assert torch.equal(resumed.next().tokens, expected.tokens)
+
+
+def test_no_text_is_refused():
+    with pytest.raises(BadInput, match="no training text"):
+        PackSampler([], 16, seed=0)

@@ -1,0 +1,73 @@
+"""The target rises as it should, and the multipliers make the expected sparsity follow it."""
+
+import pytest
+import torch
+
+from methods.training.expected_size import ExpectedSize
+from methods.training.gates import GateKinds, GateSet
+from methods.training.lagrangian import Lagrangian
+from methods.training.schedule import decayed, target_sparsity
+from models.anatomy import Anatomy
+from models.tiny import tiny_model
+
+
+@pytest.mark.parametrize(("ramp", "middle"), [("linear", 0.15), ("cubic", 0.875 * 0.3)])
+def test_the_target_starts_at_zero_and_ends_at_the_budget(ramp, middle):
+    targets = [target_sparsity(step, 100, 0.3, ramp=ramp) for step in (0, 50, 100, 1000)]
+    assert targets == pytest.approx([0, middle, 0.3, 0.3])
+
+
+def test_without_a_ramp_the_target_is_the_budget_at_once():
+    assert target_sparsity(0, 0, 0.3) == 0.3
+
+
+@pytest.mark.parametrize(("decay", "middle", "end"), [("constant", 1, 1), ("linear", 0.5, 0), ("cosine", 0.5, 0)])
+def test_learning_rates_decay(decay, middle, end):
+    assert [decayed(1.0, step, 10, decay) for step in (0, 5, 10)] == pytest.approx([1, middle, end])
+
+
+@pytest.fixture(scope="module")
+def pressed():
+    """Sparsity and multipliers over 500 steps in which nothing but the Lagrangian moves the gates."""
+    anatomy = Anatomy.from_model(tiny_model("llama"))
+    gates = GateSet(anatomy, GateKinds(), torch.Generator().manual_seed(0))
+    gates.clamp()
+    size = ExpectedSize(anatomy, "blocks")
+    lagrangian = Lagrangian()
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": list(gates.log_alpha.values()), "lr": 0.1},
+            {"params": [lagrangian.multipliers], "lr": 0.1, "maximize": True},
+        ],
+        weight_decay=0.0,
+    )
+    history = []
+    for _ in range(500):
+        sparsity = size.sparsity(gates.open_probabilities())
+        history.append((float(sparsity), *lagrangian.multipliers.tolist()))
+        optimizer.zero_grad()
+        lagrangian(sparsity, 0.4).backward()
+        optimizer.step()
+        gates.clamp()
+    return torch.tensor(history, dtype=torch.float64)
+
+
+def test_below_the_target_lambda1_falls_and_sparsity_rises(pressed):
+    below = int((pressed[:, 0] > 0.4).nonzero()[0])
+    assert below > 10
+    assert (pressed[1:below, 1].diff() < 0).all()
+    assert (pressed[1:below, 0].diff() > -1e-6).all()
+
+
+def test_lambda2_never_falls(pressed):
+    assert (pressed[:, 2].diff() >= -1e-6).all()
+
+
+def test_overshoot_drives_lambda1_back_up(pressed):
+    over = int(pressed[:, 0].argmax())
+    assert pressed[over, 0] > 0.4
+    assert pressed[over:, 1].max() > pressed[over, 1]
+
+
+def test_sparsity_settles_at_the_target(pressed):
+    assert float((pressed[-50:, 0] - 0.4).abs().max()) < 0.01

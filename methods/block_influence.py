@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from methods.allocation import remove_blocks, remove_sublayers
+from methods.allocation import SubLayer, remove_blocks, remove_sublayers
 from methods.data import PruningData
 from methods.layerwise import run_decoder
 from methods.magnitude import magnitude_scores
@@ -63,7 +63,8 @@ class BlockInfluence(Pruner[BlockInfluenceConfig]):
         scores = influence.scores()
         if self.config.unit == "blocks":
             return remove_blocks(anatomy, budget, sorted(layers, key=lambda i: (scores["block"][i], i)), norms)
-        units = [(kind, i) for kind in ("attn", "mlp") for i in layers]
+        kinds: tuple[SubLayer, SubLayer] = ("attn", "mlp")
+        units = [(kind, i) for kind in kinds for i in layers]
         return remove_sublayers(anatomy, budget, sorted(units, key=lambda unit: scores[unit[0]][unit[1]]), norms)
 
     def _removable(self, num_layers: int) -> list[int]:

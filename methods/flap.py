@@ -72,12 +72,12 @@ def flap_scores(model: PreTrainedModel, anatomy: Anatomy, moments: dict[str, Inp
     groups, channels = [], []
     for layer in anatomy.layers:
         if layer.attention:
-            scores = column_metric(model.get_submodule(layer.attention.o).weight, moments[layer.attention.o], metric)
+            scores = column_metric(model.get_parameter(f"{layer.attention.o}.weight"), moments[layer.attention.o], metric)
             groups.append(standardised(scores.square()).view(layer.attention.num_kv_groups, -1).mean(1))
         else:
             groups.append(torch.zeros(0))
         if layer.mlp:
-            channels.append(standardised(column_metric(model.get_submodule(layer.mlp.down).weight, moments[layer.mlp.down], metric)))
+            channels.append(standardised(column_metric(model.get_parameter(f"{layer.mlp.down}.weight"), moments[layer.mlp.down], metric)))
         else:
             channels.append(torch.zeros(0))
     return UnitScores(tuple(groups), tuple(channels))

@@ -56,7 +56,7 @@ def walk_layers(model: PreTrainedModel, samples: Tensor, visit: VisitLayer, *, b
     for index, layer in enumerate(layers):
         layer.forward = stand_in(index, layer.forward)
     try:
-        decoder(input_ids=samples.to(model.get_input_embeddings().weight.device), use_cache=False)
+        decoder(input_ids=samples.to(model.device), use_cache=False)
     finally:
         for layer in layers:
             del layer.forward
@@ -144,7 +144,7 @@ def watched_inputs(model: nn.Module, paths: Sequence[str], statistic: Callable[[
 @torch.no_grad()
 def run_decoder(model: PreTrainedModel, batches: Sequence[Tensor], *, progress: Progress, label: str) -> None:
     """Runs the decoder, without the output head, on every batch; hooks look on."""
-    decoder, device = model.get_decoder(), model.get_input_embeddings().weight.device
+    decoder, device = model.get_decoder(), model.device
     for done, batch in enumerate(batches, 1):
         decoder(input_ids=batch.to(device), use_cache=False)
         progress(label, done, len(batches))

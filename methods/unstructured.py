@@ -90,7 +90,7 @@ def zero_layer_by_layer(
             run_layer()
         for group in groups:
             for path in group:
-                weight = model.get_submodule(path).weight
+                weight = model.get_parameter(f"{path}.weight")
                 with torch.no_grad():
                     weight.copy_(zero(weight.detach().float(), found[group[0]]))
         return run_layer()

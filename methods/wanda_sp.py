@@ -54,10 +54,10 @@ class WandaSp(Pruner[WandaSpConfig]):
             with watched_inputs(model, outputs, InputMoments) as moments:
                 run_layer()
             if attention:
-                columns = column_scores(model.get_submodule(attention.o).weight, moments[attention.o], len(samples))
+                columns = column_scores(model.get_parameter(f"{attention.o}.weight"), moments[attention.o], len(samples))
                 groups[index][lowest(columns.view(attention.num_kv_groups, -1).sum(1), counts[index].kv_groups)] = False
             if mlp:
-                columns = column_scores(model.get_submodule(mlp.down).weight, moments[mlp.down], len(samples))
+                columns = column_scores(model.get_parameter(f"{mlp.down}.weight"), moments[mlp.down], len(samples))
                 channels[index][lowest(columns, counts[index].channels)] = False
             with apply_masks(model, anatomy, Masks.of(anatomy, kv_groups=groups, ffn=channels)):
                 return run_layer()

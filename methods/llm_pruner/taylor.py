@@ -146,7 +146,7 @@ def _backward_each(
 
 def next_token_loss(model: PreTrainedModel, tokens: Tensor) -> Tensor:
     """Mean next-token cross-entropy of (batch, length) tokens, in float32."""
-    tokens = tokens.to(model.get_input_embeddings().weight.device)
+    tokens = tokens.to(model.device)
     logits = model(input_ids=tokens, use_cache=False).logits  # (batch, length, vocabulary)
     return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), tokens[:, 1:].flatten().to(logits.device))
 

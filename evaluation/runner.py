@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from evaluation.aggregate import PERPLEXITIES, all_estimates, chance_level, mean_of
+from evaluation.aggregate import mean_of
 from evaluation.catalogue import (
     Protocol,
     ProtocolRequest,
@@ -21,10 +21,12 @@ from evaluation.catalogue import (
     known_tasks,
 )
 from evaluation.engine.engine import Answers, Engine, NonFiniteScore, RequestProblem
-from evaluation.outcomes import ItemOutcome, Part, PartStore, key_of, write_samples
+from evaluation.outcomes import ItemOutcome, Part, PartStore, key_of
 from evaluation.results import Estimate, ProtocolResult, TaskResult
 from evaluation.sampling import allocate, chosen_indices
-from evaluation.sources import TaskData, load_task_data
+from evaluation.fingerprint import model_fingerprint
+from evaluation.sources import NoData, TaskData, load_task_data
+from evaluation.task_result import task_result
 from models.errors import BadInput, PrunebenchError
 
 log = logging.getLogger(__name__)
@@ -75,10 +77,24 @@ def evaluate(
         raise BadInput(f"limit is {limit}; give a positive number of items a task, or none.")
     definitions = [get_protocol(request.name) for request in requests]
     run = _Run(model, tokenizer, data_dir, seed, prompt, out_dir, token_budget, progress)
-    return [
-        run.protocol(protocol, request, request.limit or limit)
+    plans = [
+        run.prepare(protocol, request, request.limit or limit)
         for protocol, request in zip(definitions, requests, strict=True)
     ]
+    return [run.protocol(plan) for plan in plans]
+
+
+@dataclass
+class _Plan:
+    """A protocol with its data at hand."""
+
+    protocol: Protocol
+    name: str
+    definition: str
+    entries: list[ProtocolTask]
+    data: list[dict[str, TaskData]]
+    limit: int | None
+    notes: list[str]
 
 
 class _Run:
@@ -115,24 +131,28 @@ class _Run:
             self._engine = Engine(self.model, self.tokenizer, self.prompt, self.token_budget)
         return self._engine
 
-    def protocol(self, protocol: Protocol, request: ProtocolRequest, limit: int | None) -> ProtocolResult:
-        """Loads all data first, so that a missing source stops the run before anything is computed."""
-        started = time.perf_counter()
+    def prepare(self, protocol: Protocol, request: ProtocolRequest, limit: int | None) -> _Plan:
+        """Loads all data, so that a missing source stops the call before anything is computed."""
         name, definition, entries = protocol.name, protocol.definition, list(protocol.tasks)
         notes: list[str] = []
         if protocol.without is not None:
             left_out = next(entry for entry in entries if entry.task == protocol.without.task)
             try:
                 self.load(left_out, request)
-            except BadInput as missing:
-                if "No data for task" not in str(missing):
-                    raise
+            except NoData:
                 entries.remove(left_out)
                 name, definition = protocol.without.name, protocol.without.definition
                 notes.append(f"{left_out.task} left out: its data is not there")
         data = [self.load(entry, request) for entry in entries]
+        return _Plan(protocol, name, definition, entries, data, limit, notes)
+
+    def protocol(self, plan: _Plan) -> ProtocolResult:
+        """Scores every task of a protocol."""
+        started = time.perf_counter()
+        protocol, name = plan.protocol, plan.name
         results = [
-            self.task(name, entry, task_data, limit, notes) for entry, task_data in zip(entries, data, strict=True)
+            self.task(name, entry, data, plan.limit, plan.notes)
+            for entry, data in zip(plan.entries, plan.data, strict=True)
         ]
         seconds = time.perf_counter() - started
         mean = chance = margin = None
@@ -145,12 +165,12 @@ class _Run:
         return ProtocolResult(
             protocol=name,
             version=protocol.version,
-            definition=definition,
+            definition=plan.definition,
             tasks=results,
             mean=mean,
             chance=chance,
             margin=margin,
-            limit=limit,
+            limit=plan.limit,
             seconds=seconds,
         )
 
@@ -208,7 +228,9 @@ class _Run:
             done += len(indices)
             if self.progress is not None:
                 self.progress(label, done, total)
-        return self.result(protocol, definition, entry, parts, limit, notes)
+        return task_result(
+            protocol, definition, entry, parts, notes=notes, seed=self.seed, has_prompt=bool(self.prompt), out_dir=self.out_dir
+        )
 
     def _reporter(self, label: str, done: int, total: int, count: int) -> Callable[[int, int], None] | None:
         progress = self.progress
@@ -228,7 +250,8 @@ class _Run:
     ) -> Part:
         """Computes one stratum."""
         place = f"Task '{definition.name}'{f' ({stratum})' if stratum else ''}"
-        truncated, majority, notes = 0, None, []
+        truncated, majority = 0, None
+        notes: list[str] = []
         try:
             if definition.perplexity is not None:
                 from evaluation import perplexity
@@ -320,67 +343,6 @@ class _Run:
             return self.engine.generate_until(arguments, report)
         return self.engine.loglikelihood_rolling([argument[0] for argument in arguments], report)
 
-    def result(
-        self,
-        protocol: str,
-        definition: TaskDefinition,
-        entry: ProtocolTask,
-        parts: dict[str, Part],
-        limit: int | None,
-        notes: list[str],
-    ) -> TaskResult:
-        """Estimates, baseline, notes and the parquet file of one task."""
-        estimates = all_estimates(parts, definition.pooled)
-        if entry.metric not in estimates:
-            known = ", ".join(name for name in estimates if "[" not in name)
-            raise BadInput(f"Task '{definition.name}' has no metric '{entry.metric}'; it has {known}.")
-        value = estimates[entry.metric]
-        outcomes = [outcome for part in parts.values() for outcome in part.outcomes]
-        samples_file = None
-        if self.out_dir is not None:
-            samples_file = f"samples/{protocol}__{definition.name}.parquet"
-            write_samples(self.out_dir / samples_file, outcomes)
-        first = next(iter(parts.values()))
-        available = sum(part.n_available for part in parts.values())
-        found = list(dict.fromkeys(notes + [note for part in parts.values() for note in (part.note, *part.notes) if note]))
-        if definition.note:
-            found.append(" ".join(definition.note.split()))
-        if len(outcomes) < available:
-            found.append(
-                f"{len(outcomes)} of {available} items, drawn with seed {self.seed}"
-                + (f", spread over {len(parts)} strata" if len(parts) > 1 else "")
-            )
-        truncated = sum(part.truncated for part in parts.values())
-        if truncated:
-            found.append(f"{truncated} requests cut from the left to fit the model's context")
-        if self.prompt:
-            found.append("a prompt stands before every request")
-        sources = {part.source for part in parts.values()}
-        if len(sources) > 1:
-            found.append(f"strata come from different sources: {', '.join(sorted(sources))}")
-        splits = "/".join(dict.fromkeys(part.split for part in parts.values()))
-        hashes = [part.sha256 for part in parts.values()]
-        is_perplexity = entry.metric in PERPLEXITIES
-        return TaskResult(
-            task=definition.name,
-            metric=entry.metric,
-            value=value.value,
-            stderr=value.stderr,
-            n=len(outcomes),
-            n_available=available,
-            shots=entry.shots,
-            split=splits,
-            source=first.source,  # type: ignore[arg-type]
-            source_hash=hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest(),
-            higher_is_better=not is_perplexity,
-            definition=f"{entry.metric}, {entry.shots}-shot, {definition.name} {splits}, n={len(outcomes)}",
-            chance=None if is_perplexity else chance_level(definition.chance, list(parts.values()), definition.pooled),
-            all_metrics={name: (part.value, part.stderr) for name, part in estimates.items()},
-            truncated=truncated,
-            notes=found,
-            samples_file=samples_file,
-        )
-
 
 class _ItemError(Exception):
     """A request that failed, by its document's place among those scored."""
@@ -390,16 +352,3 @@ class _ItemError(Exception):
         self.document = document
         self.reason = reason
         self.is_input = is_input
-
-
-def model_fingerprint(model: Any, tokenizer: Any) -> str:
-    """Hash of the model's class, shapes and a sample of every parameter, and of the tokenizer's behaviour."""
-    digest = hashlib.sha256(type(model).__name__.encode())
-    for name, parameter in model.state_dict().items():
-        flat = parameter.detach().reshape(-1)
-        sample = flat[:: max(1, flat.numel() // 64)].float().cpu()
-        digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
-        digest.update(sample.numpy().tobytes())
-    probe = tokenizer("The quick brown fox, 123!\n\n A.")["input_ids"]
-    digest.update(f"{len(tokenizer)}{probe}{tokenizer.bos_token_id}{tokenizer.eos_token_id}".encode())
-    return digest.hexdigest()

@@ -20,6 +20,10 @@ from models.errors import AssetError, BadInput
 Row = dict[str, Any]
 
 
+class NoData(BadInput):
+    """No source has the items of a task."""
+
+
 @dataclass(frozen=True)
 class TaskData:
     """Rows of one stratum of a task.
@@ -43,7 +47,7 @@ def load_task_data(
     """The first source that has this task's items, in the order data folder, hub, embedded.
 
     Raises:
-        BadInput: no source has them (says what to do), or the rows are malformed.
+        NoData: no source has them (says what to do). BadInput: the rows are malformed.
     """
     missing: list[str] = []
     for name in ("data-dir", "hub", "embedded"):
@@ -57,7 +61,7 @@ def load_task_data(
         if data.fewshot:
             check_rows(data.fewshot, task.row, f"{where} (examples)")
         return _hashed(data)
-    raise BadInput(
+    raise NoData(
         f"No data for task '{task.name}'{f' ({stratum})' if stratum else ''}: {'; '.join(missing)}. "
         "Give a folder that has it with --data, or choose another protocol."
     )

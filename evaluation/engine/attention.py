@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from evaluation.engine.prefix_tree import Segment, Unit
 
@@ -68,12 +69,12 @@ def _interface(
 
 
 @contextmanager
-def tree_attention(model: nn.Module) -> Iterator[None]:
+def tree_attention(model: PreTrainedModel) -> Iterator[None]:
     """Switches every config of the model to the tree form, and back."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(IMPLEMENTATION, _interface)
-    configs = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}
+    configs: dict[int, Any] = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}
     before = {key: config._attn_implementation for key, config in configs.items()}
     try:
         for config in configs.values():

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from evaluation.engine.attention import PackedRow, Prefix, active_row, segment_cost, tree_attention
 from evaluation.engine.prefix_tree import PrefixEnd, PrefixStep, RowBudget, RowStep, Step, build_tree, chain_unit, plan
@@ -159,7 +160,7 @@ class _DecodeRow:
 class Generator:
     """Greedy continuation of many prompts."""
 
-    def __init__(self, model: nn.Module, row_tokens: int | None = None, slots: int | None = None) -> None:
+    def __init__(self, model: PreTrainedModel, row_tokens: int | None = None, slots: int | None = None) -> None:
         self.model = model
         parameter = next(model.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype

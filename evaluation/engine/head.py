@@ -7,10 +7,12 @@ takes longer than computing it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 CPU_SLICE = 4096
 """Vocabulary entries at a time: a slice of logits for a row stays in the caches."""
@@ -27,7 +29,7 @@ class Head:
     softcap: float | None
 
     @classmethod
-    def of(cls, model: nn.Module) -> Head | None:
+    def of(cls, model: PreTrainedModel) -> Head | None:
         """None where the projection is something else (quantised, adapted, off-loaded)."""
         projection = model.get_output_embeddings()
         if type(projection) is not nn.Linear or projection.weight.is_meta or hasattr(projection, "_hf_hook"):
@@ -56,7 +58,7 @@ class Head:
         width = CPU_SLICE if hidden.device.type == "cpu" else GPU_SLICE
         order = torch.argsort(targets)
         ordered = targets[order]
-        edges = list(range(0, vocabulary, width)) + [vocabulary]
+        edges = [*range(0, vocabulary, width), vocabulary]
         cuts = torch.searchsorted(ordered, torch.tensor(edges, device=ordered.device)).tolist()
         count = hidden.shape[0]
         highest = hidden.new_full((count,), float("-inf"), dtype=torch.float32)
@@ -64,7 +66,7 @@ class Head:
         winner = torch.zeros(count, dtype=torch.long, device=hidden.device)  # slice that holds the highest logit
         chosen = hidden.new_zeros((len(targets),), dtype=torch.float32)
         is_first = torch.zeros(len(targets), dtype=torch.bool, device=hidden.device)
-        for place, (start, stop) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+        for place, (start, stop) in enumerate(pairwise(edges)):
             logits = self.logits(hidden, start, stop)
             top = logits.amax(-1)
             winner = torch.where(top > highest, place, winner)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from evaluation.engine.attention import PackedRow, Prefix, UnsupportedAttention, active_row, segment_cost, tree_attention
 from evaluation.engine.head import Head
@@ -62,7 +63,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
-def default_row_tokens(model: nn.Module) -> int:
+def default_row_tokens(model: PreTrainedModel) -> int:
     """Row size for the memory at hand: half of what is free, counted at the widest point of a forward pass."""
     device = next(model.parameters()).device
     if device.type != "cuda":
@@ -76,7 +77,7 @@ def default_row_tokens(model: nn.Module) -> int:
 class Scorer:
     """Scores requests over a prefix tree; halves rows that don't fit into memory and grows them again."""
 
-    def __init__(self, model: nn.Module, row_tokens: int | None = None, uses_own_head: bool = False) -> None:
+    def __init__(self, model: PreTrainedModel, row_tokens: int | None = None, uses_own_head: bool = False) -> None:
         self.model = model
         self.head = None if uses_own_head else Head.of(model)
         parameter = next(model.parameters())
@@ -216,7 +217,7 @@ def extend_prefix(prefix: Prefix | None, row: PackedRow) -> Prefix:
     return longer
 
 
-def forward_row(model: nn.Module, row: PackedRow, positions: Sequence[int]) -> Tensor:
+def forward_row(model: PreTrainedModel, row: PackedRow, positions: Sequence[int]) -> Tensor:
     """Logits (len(positions), vocabulary) of a packed row at the given indices."""
     ids, depths = _row_tensors(row)
     keep = torch.tensor(list(positions) or [0], device=row.device)
@@ -225,7 +226,7 @@ def forward_row(model: nn.Module, row: PackedRow, positions: Sequence[int]) -> T
     return output.logits[0]
 
 
-def forward_hidden(model: nn.Module, row: PackedRow) -> Tensor:
+def forward_hidden(model: PreTrainedModel, row: PackedRow) -> Tensor:
     """Hidden states (tokens, hidden) of a packed row, after the last norm."""
     ids, depths = _row_tensors(row)
     with active_row(row):
@@ -303,7 +304,7 @@ class _Batch:
         ]
 
 
-def plain_scores(model: nn.Module, requests: Sequence[ScoreRequest], row_tokens: int = CPU_ROW_TOKENS) -> list[Score]:
+def plain_scores(model: PreTrainedModel, requests: Sequence[ScoreRequest], row_tokens: int = CPU_ROW_TOKENS) -> list[Score]:
     """The same scores without sharing: equal inputs once, padded batches, the model's own attention."""
     batch = _Batch(requests)
     device = next(model.parameters()).device
@@ -347,12 +348,12 @@ def _probe_requests(vocabulary: int) -> list[ScoreRequest]:
     return requests
 
 
-def make_scorer(model: nn.Module, row_tokens: int | None = None) -> tuple[Scorer | None, str | None]:
+def make_scorer(model: PreTrainedModel, row_tokens: int | None = None) -> tuple[Scorer | None, str | None]:
     """A scorer whose answers are this model's own, checked on a small random tree; or None and one sentence why not.
 
     The sliced output projection is tried first, then the model's own. The tolerance grows with the dtype's coarseness.
     """
-    requests = _probe_requests(model.get_input_embeddings().weight.shape[0])
+    requests = _probe_requests(int(model.config.vocab_size))
     expected = plain_scores(model, requests)
     dtype = next(model.parameters()).dtype
     tolerance = 1e-3 if dtype in (torch.float32, torch.float64) else 0.2

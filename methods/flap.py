@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from methods.allocation import UnitScores, allocate
@@ -17,6 +17,7 @@ from methods.registry import register
 from models.anatomy import Anatomy
 from models.budget import Budget
 from models.masks import Masks
+from models.output_bias import ensure_output_bias
 
 Metric = Literal["WIFV", "IFV", "WIFN"]
 
@@ -113,11 +114,6 @@ def compensate(model: PreTrainedModel, anatomy: Anatomy, masks: Masks, moments: 
         if layer.mlp:
             kept[layer.mlp.down] = masks.ffn[layer.index]
         for path, mask in kept.items():
-            projection = model.get_submodule(path)
-            assert isinstance(projection, nn.Linear)  # the anatomy has read it as one
-            lost = moments[path].mean.to(projection.weight.device).masked_fill(mask.to(projection.weight.device), 0)  # (in,)
-            bias = projection.weight.double() @ lost  # (out,)
-            if projection.bias is None:
-                projection.bias = nn.Parameter(bias.to(projection.weight.dtype), requires_grad=projection.weight.requires_grad)
-            else:
-                projection.bias.add_(bias.to(projection.bias.dtype))
+            weight = model.get_parameter(f"{path}.weight")
+            lost = moments[path].mean.to(weight.device).masked_fill(mask.to(weight.device), 0)  # (in,)
+            ensure_output_bias(model, path).add_((weight.double() @ lost).to(weight.dtype))

@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from methods.pruner import Progress
@@ -148,3 +149,21 @@ def run_decoder(model: PreTrainedModel, batches: Sequence[Tensor], *, progress: 
     for done, batch in enumerate(batches, 1):
         decoder(input_ids=batch.to(device), use_cache=False)
         progress(label, done, len(batches))
+
+
+@contextmanager
+def recomputed_layers(model: PreTrainedModel) -> Iterator[None]:
+    """Within the block decoder layers keep their input only and compute again when their gradient is due."""
+    layers = list(model.get_decoder().layers)
+    for layer in layers:
+        forward = layer.forward
+
+        def recomputed(*args: Any, forward: Callable[..., Any] = forward, **kwargs: Any) -> Any:
+            return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+
+        layer.forward = recomputed
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward

@@ -24,14 +24,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from methods.layerwise import recomputed_layers
 from methods.pruner import Progress
 
 Importance = Literal["vector", "first", "second", "mix"]
@@ -135,7 +135,7 @@ def _backward_each(
         parameter.grad = None
         visit(name, parameter.detach().float(), gradient.float().div_(scale) if scale != 1 else gradient.float())
 
-    with torch.enable_grad(), _gradients_of(model, parameters, receive), _recomputed_layers(model):
+    with torch.enable_grad(), _gradients_of(model, parameters, receive), recomputed_layers(model):
         for done, batch in enumerate(batches, 1):
             loss = next_token_loss(model, batch)
             if not torch.isfinite(loss):
@@ -170,21 +170,3 @@ def _gradients_of(model: nn.Module, names: Sequence[str], receive: Callable[[str
             parameter.requires_grad_(flags[name])
             if name in names:
                 parameter.grad = None
-
-
-@contextmanager
-def _recomputed_layers(model: PreTrainedModel) -> Iterator[None]:
-    """Within the block decoder layers keep their input only and compute again when their gradient is due."""
-    layers = list(model.get_decoder().layers)
-    for layer in layers:
-        forward = layer.forward
-
-        def recomputed(*args: Any, forward: Callable[..., Any] = forward, **kwargs: Any) -> Any:
-            return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
-
-        layer.forward = recomputed
-    try:
-        yield
-    finally:
-        for layer in layers:
-            del layer.forward

@@ -194,8 +194,10 @@ class Engine:
             whole = (before + after)[-(self.max_length + 1) :]
             requests.append(ScoreRequest(self.prompt_ids + whole[:-1], after))
         for index, score in enumerate(self.score(requests, progress)):
-            if not math.isfinite(score.total):
-                raise NonFiniteScore(index)
+            if not math.isfinite(score.total):  # NaN spreads to neighbours in a row: ask this request alone
+                (score,) = plain_scores(self.model, [requests[index]])
+                if not math.isfinite(score.total):
+                    raise NonFiniteScore(index)
             answers.responses.append((score.total, score.is_greedy))
         return answers
 
@@ -251,7 +253,9 @@ class Engine:
         end_text = self.tokenizer.decode(self.tokenizer.eos_token_id) if self.tokenizer.eos_token_id is not None else ""
         for index, (tokens, until) in enumerate(zip(generated, stops, strict=True)):
             if NON_FINITE in tokens:
-                raise NonFiniteScore(index)
+                (tokens,) = self._generate([prepared[index]], None)
+                if NON_FINITE in tokens:
+                    raise NonFiniteScore(index)
             text = self.tokenizer.decode(tokens, skip_special_tokens=True)
             for stop in [*until, end_text]:
                 if stop:

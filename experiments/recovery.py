@@ -5,10 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from experiments.config import Part
 from experiments.suggest import sentence, unknown
+from methods.recovery import LoraRecoveryConfig, recover_lora
 from models.errors import BadInput
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ class Recovery(ABC):
     """One way to recover a pruned model."""
 
     name: ClassVar[str]
-    Config: ClassVar[type[Part]]
+    Config: ClassVar[type[BaseModel]]
     trains: ClassVar[bool]
 
     @classmethod
@@ -53,7 +54,19 @@ class NoRecovery(Recovery):
         return 0
 
 
-RECOVERIES: dict[str, type[Recovery]] = {NoRecovery.name: NoRecovery}
+class Lora(Recovery):
+    """LoRA on instructions, LLM-Pruner's recipe; see `methods.recovery`."""
+
+    name = "lora"
+    Config = LoraRecoveryConfig
+    trains = True
+
+    def recover(self, model: PreTrainedModel, settings: dict[str, Any], data: PruningData | None, run: Run) -> int:
+        assert data is not None  # it trains, so it is given text
+        return recover_lora(model, LoraRecoveryConfig.model_validate(settings), data, run).tokens
+
+
+RECOVERIES: dict[str, type[Recovery]] = {recovery.name: recovery for recovery in (NoRecovery, Lora)}
 
 
 def get_recovery(name: str) -> type[Recovery]:

@@ -59,11 +59,12 @@ def check_pruner(
     """Runs the kit.
 
     Args:
-        config: hyper-parameters to check with; None for the method's defaults.
+        config: hyper-parameters to check with; None for the method's `quick_config()`.
         families: keys of `models.tiny.FAMILIES`.
         timeout: seconds after which one call of `prune` counts as hanging.
     """
     findings: list[Finding] = []
+    config = pruner.quick_config() if config is None else config
     for family in families:
         findings += _check_family(pruner, config, family, timeout)
     return findings

@@ -91,6 +91,11 @@ class Pruner(ABC, Generic[ConfigT]):
     def __init__(self, config: ConfigT | None = None) -> None:
         self.config: Any = config if config is not None else self.Config()
 
+    @classmethod
+    def quick_config(cls) -> PrunerConfig:
+        """Settings that the conformance kit checks with, on tiny models; a method that trains overrides it with few steps."""
+        return cls.Config()
+
     def supports(self, anatomy: Anatomy) -> Support:
         """Says no with a reason that the user can act on; the leaderboard shows it as 'skipped: <reason>'."""
         return Support.yes()

@@ -22,6 +22,7 @@ ENTRY_POINT_GROUP = "prunebench.pruners"
 
 BUILT_IN = {
     "block_influence": "methods.block_influence:BlockInfluence",
+    "compresso": "methods.compresso.pruner:Compresso",
     "flap": "methods.flap:Flap",
     "llm_pruner": "methods.llm_pruner.pruner:LLMPruner",
     "magnitude": "methods.magnitude:Magnitude",

@@ -1,0 +1,15 @@
+"""The collaborative prompts, one text file each; `prompt_text` gives one by the name of its file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+Prompt = Literal["training", "past_tense", "none"]
+
+_FOLDER = Path(__file__).parent
+
+
+def prompt_text(name: Prompt) -> str:
+    """The text that goes before every training example, and as a setting before every evaluation request; '' for 'none'."""
+    return "" if name == "none" else (_FOLDER / f"{name}.txt").read_text(encoding="utf-8")

@@ -1,0 +1,199 @@
+"""Compresso as a pruning method: its settings, its text, its three stages."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from typing import Literal
+
+import torch
+from pydantic import Field
+from transformers import PreTrainedModel
+
+from methods.calibration.sampling import tokenize
+from methods.calibration.training_text import Example, TrainingConfig
+from methods.compresso.prompts import Prompt, prompt_text
+from methods.data import PruningData
+from methods.pruner import Pruner, PrunerConfig, Run, Support
+from methods.registry import register
+from methods.training.adapters import Projection
+from methods.training.gates import GateKinds
+from methods.training.hardening import Survivors
+from methods.training.learner import FineTune, LearnerSettings, LearnMasks, MaskLearner
+from methods.training.loop import run_stages
+from methods.training.packing import lm_loss, with_prompt
+from methods.training.schedule import Ramp
+from methods.training.self_text import self_generated
+from models.anatomy import Anatomy
+from models.budget import Budget
+from models.errors import BadInput
+from models.masks import Masks
+
+log = logging.getLogger(__name__)
+
+
+class CompressoConfig(PrunerConfig):
+    """Defaults are the released script's for LLaMA-7B (spec section 10), unless a description says otherwise."""
+
+    text: TrainingConfig = Field(
+        TrainingConfig(source="alpaca", max_len=1024),
+        description="training text; besides the named sources, 'calibration' (the grid's calibration samples) and 'self' (the "
+        "model writes it, LLM-QAT style); the paper has GPT4-Alpaca",
+    )
+    self_text_examples: int = Field(512, ge=1, description="texts of text.max_len tokens to write, for the source 'self'")
+    prompt: Prompt = Field("training", description="collaborative prompt before every example; 'none' is the ablation")
+    batch_tokens: int = Field(1024, ge=8, description="tokens of a step, prompts included; examples are packed (the paper: one example)")
+    steps_per_epoch: int | None = Field(None, ge=1, description="None: one pass over the text; a number shrinks or stretches all stages")
+    warmup_epochs: float = Field(1.0, ge=0, description="LoRA alone, gates absent")
+    pruning_epochs: float = Field(7.0, gt=0, description="LoRA, gates and multipliers together")
+    ramp_epochs: float = Field(4.0, ge=0, description="of the pruning epochs, those in which the target rises")
+    finetune_epochs: float = Field(3.0, ge=0, description="LoRA alone after the gates are decided; 0 leaves it to the grid's recovery")
+    finetune_accumulation: int = Field(8, ge=1, description="packs of one fine-tuning step")
+    ramp: Ramp = Field("linear", description="'cubic' is what the paper is reported to use")
+    lora_rank: int = Field(8, ge=0, description="0: no LoRA, the weights stay as they are")
+    lora_alpha: float = Field(8.0, gt=0, description="the adapters are scaled by alpha / rank")
+    lora_projections: tuple[Projection, ...] = Field(("q", "v"), min_length=1, description="projections that get adapters")
+    lora_lr: float = Field(5e-5, gt=0, description="falls to 0 over warm-up and pruning, linearly")
+    finetune_lr: float = Field(4e-4, gt=0, description="falls to 0 over the fine-tuning, as a cosine")
+    mask_lr: float = Field(0.1, gt=0, description="of the gates' log-alpha, constant")
+    multiplier_lr: float = Field(0.1, gt=0, description="ascent of both multipliers, constant")
+    temperature: float = Field(2 / 3, gt=0, description="of the hard-concrete gates")
+    head_gates: bool = Field(True, description="gates on KV groups (single heads in models without grouping)")
+    query_head_gates: bool = Field(False, description="gates on query heads too; every kept group of a layer keeps as many")
+    channel_gates: bool = Field(True, description="gates on MLP channels")
+    hidden_gates: bool = Field(True, description="one gate vector on the residual width")
+    protect_first: int = Field(0, ge=0, description="layers at the start without head and channel gates")
+    protect_last: int = Field(0, ge=0, description="layers at the end without them")
+    mlp_gate_placement: Literal["product", "branches"] = Field(
+        "product", description="on the input of the down projection (linear for soft gates); 'branches' is the official code's"
+    )
+    survivors: Survivors = Field("soft", description="what stays keeps its soft value (official) or becomes 1 ('hard')")
+    gradient_checkpointing: bool = Field(False, description="less memory, about a third more time")
+    checkpoint_every: int = Field(50, ge=1, description="steps between checkpoints of the training state")
+
+
+@register("compresso")
+class Compresso(Pruner[CompressoConfig]):
+    """Learns hard-concrete gates and LoRA on the usual loss, under a Lagrangian that holds the expected size to a schedule.
+
+    Source: Compresso, arXiv 2310.05015, and its released code (spec/compresso). Departures: KV groups instead of heads; RMS
+    norms divide by the model's own width; the expected size is exact and counts the budget's basis; examples are packed
+    without seeing each other; gates land on the budget (`methods.training.hardening`) and are folded into every weight,
+    the embedding included, so that what is sliced is what was trained.
+    """
+
+    Config = CompressoConfig
+
+    @classmethod
+    def quick_config(cls) -> CompressoConfig:
+        return CompressoConfig(
+            text=TrainingConfig(source="calibration"),
+            prompt="none",
+            batch_tokens=64,
+            steps_per_epoch=2,
+            finetune_accumulation=2,
+            mask_lr=1.0,
+            lora_rank=2,
+        )
+
+    def supports(self, anatomy: Anatomy) -> Support:
+        config = self.config
+        if not (config.head_gates or config.channel_gates or config.hidden_gates):
+            return Support.no("every kind of gate is switched off; switch on head_gates, channel_gates or hidden_gates.")
+        if config.query_head_gates and not config.head_gates:
+            return Support.no("query_head_gates need head_gates; switch those on too.")
+        if config.protect_first + config.protect_last >= len(anatomy.layers) and not config.hidden_gates:
+            return Support.no(f"protect_first and protect_last leave none of {len(anatomy.layers)} layers to prune.")
+        return Support.yes()
+
+    def prune(self, model: PreTrainedModel, budget: Budget, data: PruningData, run: Run) -> Masks:
+        config: CompressoConfig = self.config
+        examples = with_collaborative_prompt(
+            config.prompt, training_examples(config.text, config.self_text_examples, model, data, run), data
+        )
+        settings = LearnerSettings(
+            rank=config.lora_rank,
+            alpha=config.lora_alpha,
+            projections=config.lora_projections,
+            kinds=gate_kinds(config, Anatomy.from_model(model)),
+            temperature=config.temperature,
+            mlp_placement=config.mlp_gate_placement,
+            survivors=config.survivors,
+            batch_tokens=config.batch_tokens,
+            gradient_checkpointing=config.gradient_checkpointing,
+        )
+        with torch.enable_grad(), MaskLearner(model, settings, budget, examples, run.seed, run.device) as learner:
+            epoch = config.steps_per_epoch or learner.sampler.packs_per_epoch
+            trains_lora = config.lora_rank > 0
+
+            def loss(pack):  # type: ignore[no-untyped-def]
+                return lm_loss(model, pack)
+
+            stages = [
+                LearnMasks(
+                    learner,
+                    loss,
+                    warmup_steps=round(config.warmup_epochs * epoch) if trains_lora else 0,
+                    pruning_steps=max(1, round(config.pruning_epochs * epoch)),
+                    ramp_steps=round(config.ramp_epochs * epoch),
+                    ramp=config.ramp,
+                    lora_lr=config.lora_lr,
+                    mask_lr=config.mask_lr,
+                    multiplier_lr=config.multiplier_lr,
+                ),
+                FineTune(
+                    learner,
+                    loss,
+                    steps=round(config.finetune_epochs * epoch / config.finetune_accumulation) if trains_lora else 0,
+                    lora_lr=config.finetune_lr,
+                    decay="cosine",
+                    accumulation=config.finetune_accumulation,
+                ),
+            ]
+            mark = fingerprint(config, budget, run.seed, examples)
+            run_stages(stages, learner, run, fingerprint=mark, checkpoint_every=config.checkpoint_every)
+            log.info("compresso learnt its masks on %d tokens", learner.tokens_seen)
+            return learner.finish()
+
+
+def training_examples(
+    text: TrainingConfig, self_text_examples: int, model: PreTrainedModel, data: PruningData, run: Run
+) -> tuple[Example, ...]:
+    """The training text of a learning method: a named source, the calibration samples, or what the model writes.
+
+    Raises:
+        BadInput: the source can't be had.
+    """
+    if text.source == "calibration":
+        return tuple(Example(tokens, 0) for tokens in data.require_calibration("text.source 'calibration'"))
+    if text.source == "self":
+        return self_generated(model, self_text_examples, text.max_len, seed=run.seed, folder=run.folder, progress=run.progress)
+    return data.training_text(text).train
+
+
+def with_collaborative_prompt(prompt: Prompt, examples: tuple[Example, ...], data: PruningData) -> list[Example]:
+    """The examples with the prompt in front, without a loss on it.
+
+    Raises:
+        BadInput: there is no tokenizer for it.
+    """
+    text = prompt_text(prompt)
+    if not text:
+        return list(examples)
+    if data.tokenizer is None:
+        raise BadInput(f"prompt {prompt!r} needs a tokenizer, and these data ({data.description}) were made without one; use prompt: none.")
+    return with_prompt(examples, tokenize(data.tokenizer, text))
+
+
+def gate_kinds(config: CompressoConfig, anatomy: Anatomy) -> GateKinds:
+    layers = tuple(range(config.protect_first, len(anatomy.layers) - config.protect_last))
+    return GateKinds(config.head_gates, config.query_head_gates, config.channel_gates, config.hidden_gates, layers)
+
+
+def fingerprint(config: PrunerConfig, budget: Budget, seed: int, examples: list[Example]) -> str:
+    """Hash of what decides the outcome of a run, but for the model, whose folder this is."""
+    digest = hashlib.sha256(json.dumps([config.model_dump(mode="json"), budget.sparsity, budget.basis, seed], sort_keys=True).encode())
+    for example in examples:
+        digest.update(example.prompt_tokens.to_bytes(4, "little") + example.tokens.numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,311 @@
+"""A model with adapters and gates, and the two kinds of stages that train them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from methods.calibration.training_text import Example
+from methods.training.adapters import Adapters, Projection
+from methods.training.expected_size import ExpectedSize
+from methods.training.folding import fold_gates
+from methods.training.gates import GateKinds, GateSet
+from methods.training.hard_concrete import HardConcrete
+from methods.training.hardening import Hardened, Survivors, harden
+from methods.training.lagrangian import Lagrangian
+from methods.training.loop import Learner, Stage
+from methods.training.packing import Pack, PackSampler
+from methods.training.schedule import Decay, Ramp, decayed, target_sparsity
+from models.anatomy import Anatomy
+from models.budget import Budget
+from models.masks import Masks
+from models.soft_masks import AppliedGates, Gates, MLPPlacement, apply_gates
+
+CLIP_NORM = 1.0
+
+Loss = Callable[[Pack], Tensor]
+
+
+@dataclass(frozen=True)
+class LearnerSettings:
+    """What is attached to the model; `rank` 0 means no adapters."""
+
+    rank: int
+    alpha: float
+    projections: tuple[Projection, ...]
+    kinds: GateKinds
+    temperature: float
+    mlp_placement: MLPPlacement
+    survivors: Survivors
+    batch_tokens: int
+    gradient_checkpointing: bool = False
+
+
+class MaskLearner(Learner):
+    """Gates and LoRA on one frozen model. Use as a context: leaving it takes away every hook and adapter.
+
+    Attributes:
+        live: the gates that act on the forward pass now; stages assign to it.
+        generator: of the gates' noise; the order of the text has its own seed.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        settings: LearnerSettings,
+        budget: Budget,
+        examples: Sequence[Example],
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self.model, self.settings, self.budget = model, settings, budget
+        self.anatomy = Anatomy.from_model(model)
+        self.size = ExpectedSize(self.anatomy, budget.basis)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.gates = GateSet(self.anatomy, settings.kinds, self.generator, distribution=HardConcrete(settings.temperature), device=device)
+        self.gates.clamp()
+        self.lagrangian = Lagrangian(device)
+        self.sampler = PackSampler(examples, settings.batch_tokens, seed)
+        self.live = Gates()
+        self.tokens_seen = 0
+        self.adapters: Adapters | None = None
+        self._applied: AppliedGates | None = None
+        self._trainable: dict[str, bool] = {}
+
+    def __enter__(self) -> MaskLearner:
+        model, settings = self.model, self.settings
+        self._trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+        model.requires_grad_(False)
+        if settings.rank:
+            self.adapters = Adapters(
+                model,
+                self.anatomy,
+                rank=settings.rank,
+                alpha=settings.alpha,
+                projections=settings.projections,
+                generator=self.generator,
+            )
+        self._applied = apply_gates(model, self.anatomy, self.live, mlp_placement=settings.mlp_placement)
+        if settings.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            model.train()  # transformers recomputes in train mode only
+            for module in model.modules():
+                if isinstance(module, nn.Dropout):
+                    module.eval()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._applied is not None:
+            self._applied.remove()
+        if self.adapters is not None:
+            self.adapters.detach()
+            self.adapters = None
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(self._trainable[name])
+        if self.settings.gradient_checkpointing:
+            self.model.gradient_checkpointing_disable()
+        self.model.eval()
+
+    def next_pack(self) -> Pack:
+        pack = self.sampler.next()
+        self.tokens_seen += pack.num_tokens
+        return pack
+
+    def draw_gates(self) -> None:
+        """A new sample of every gate acts from now on."""
+        self.gates.as_gates(self.gates.sample(self.generator), self.live)
+
+    def harden(self) -> Hardened:
+        """Decides the gates as they are now; see `methods.training.hardening`."""
+        return harden(self.gates, self.anatomy, self.budget, self.settings.survivors)
+
+    def finish(self) -> Masks:
+        """Merges the adapters, folds the decided gates into the weights, and returns what stays."""
+        hardened = self.harden()
+        if self.adapters is not None:
+            self.adapters.merge()
+            self.adapters = None
+        decided = Gates()
+        self.gates.as_gates(hardened.values, decided)
+        fold_gates(self.model, self.anatomy, decided, self.settings.mlp_placement)
+        return hardened.masks
+
+    @property
+    def lora_parameters(self) -> list[nn.Parameter]:
+        return [] if self.adapters is None else list(self.adapters.parameters.values())
+
+    def tensors(self) -> dict[str, Tensor]:
+        state = {f"log_alpha.{kind}": parameter for kind, parameter in self.gates.log_alpha.items()}
+        state |= {"multipliers": self.lagrangian.multipliers, "generator": self.generator.get_state()}
+        return state | ({} if self.adapters is None else self.adapters.tensors())
+
+    def facts(self) -> dict[str, Any]:
+        return {"epoch": self.sampler.epoch, "index": self.sampler.index, "tokens_seen": self.tokens_seen}
+
+    @torch.no_grad()
+    def load(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        for kind, parameter in self.gates.log_alpha.items():
+            parameter.copy_(tensors[f"log_alpha.{kind}"])
+        self.lagrangian.multipliers.copy_(tensors["multipliers"])
+        self.generator.set_state(tensors["generator"])
+        if self.adapters is not None:
+            self.adapters.load(tensors)
+        self.sampler.go_to(facts["epoch"], facts["index"])
+        self.tokens_seen = facts["tokens_seen"]
+
+
+class TrainingStage(Stage):
+    """A stage with one AdamW without weight decay; subclasses say what a step is."""
+
+    def __init__(self, learner: MaskLearner, loss: Loss, steps: int) -> None:
+        self.learner, self.loss, self.steps = learner, loss, steps
+        self.optimizer: torch.optim.Optimizer
+
+    def tensors(self) -> dict[str, Tensor]:
+        from methods.training.checkpoint import optimizer_tensors
+
+        return optimizer_tensors(self.optimizer)
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        from methods.training.checkpoint import load_optimizer
+
+        load_optimizer(self.optimizer, tensors)
+
+    def _set_lora_lr(self, rate: float) -> None:
+        self.optimizer.param_groups[0]["lr"] = rate
+
+    def _accumulate(self, packs: int, *, draw: bool) -> tuple[float, int]:
+        """Backward passes over `packs` packs, one draw of the gates each; the mean loss and the tokens."""
+        total, tokens = torch.zeros(()), 0
+        for _ in range(packs):
+            if draw:
+                self.learner.draw_gates()
+            pack = self.learner.next_pack()
+            loss = self.loss(pack) / packs
+            if loss.requires_grad:
+                loss.backward()
+            total = total + loss.detach().cpu()
+            tokens += pack.num_tokens
+        return total.item(), tokens
+
+    def _update(self) -> None:
+        lora = [parameter for parameter in self.learner.lora_parameters if parameter.grad is not None]
+        if lora:
+            torch.nn.utils.clip_grad_norm_(lora, CLIP_NORM)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+
+class LearnMasks(TrainingStage):
+    """LoRA alone for `warmup_steps`, then LoRA, gates and multipliers together, the target rising for `ramp_steps`."""
+
+    name = "learning masks"
+
+    def __init__(
+        self,
+        learner: MaskLearner,
+        loss: Loss,
+        *,
+        warmup_steps: int,
+        pruning_steps: int,
+        ramp_steps: int,
+        ramp: Ramp,
+        lora_lr: float,
+        mask_lr: float,
+        multiplier_lr: float,
+        accumulation: int = 1,
+    ) -> None:
+        super().__init__(learner, loss, warmup_steps + pruning_steps)
+        self.warmup_steps, self.ramp_steps, self.ramp = warmup_steps, ramp_steps, ramp
+        self.lora_lr, self.mask_lr, self.multiplier_lr = lora_lr, mask_lr, multiplier_lr
+        self.accumulation = accumulation
+
+    def enter(self) -> None:
+        learner = self.learner
+        self.optimizer = torch.optim.AdamW(
+            [
+                {"params": learner.lora_parameters, "lr": self.lora_lr},
+                {"params": list(learner.gates.log_alpha.values()), "lr": self.mask_lr},
+                {"params": [learner.lagrangian.multipliers], "lr": self.multiplier_lr, "maximize": True},
+            ],
+            weight_decay=0.0,
+        )
+
+    def step(self, step: int) -> dict[str, float]:
+        started = time.perf_counter()
+        learner = self.learner
+        is_pruning = step >= self.warmup_steps
+        self._set_lora_lr(decayed(self.lora_lr, step, self.steps, "linear"))
+        loss, tokens = self._accumulate(self.accumulation, draw=is_pruning)
+        values = {"lm_loss": loss}
+        if is_pruning:
+            values |= self._press(step - self.warmup_steps)
+        self._update()
+        learner.gates.clamp()
+        return values | {"tokens_per_second": tokens / (time.perf_counter() - started)}
+
+    def _press(self, pruning_step: int) -> dict[str, float]:
+        """Backward pass of the Lagrangian; what is logged of the gates, as they were for this step."""
+        learner = self.learner
+        target = target_sparsity(pruning_step, self.ramp_steps, learner.budget.sparsity, ramp=self.ramp)
+        probabilities = learner.gates.probabilities()
+        sparsity = learner.size.sparsity(learner.gates.as_open(probabilities))
+        learner.lagrangian(sparsity, target).backward()
+        lambda1, lambda2 = learner.lagrangian.multipliers.tolist()
+        return {
+            "expected_sparsity": sparsity.item(),
+            "target_sparsity": target,
+            "lambda1": lambda1,
+            "lambda2": lambda2,
+            "gate_entropy": learner.gates.entropy(probabilities),
+            **_expected_units(learner.gates, probabilities),
+        }
+
+
+class FineTune(TrainingStage):
+    """LoRA alone, on the model as the decided gates leave it."""
+
+    name = "fine-tuning"
+
+    def __init__(self, learner: MaskLearner, loss: Loss, *, steps: int, lora_lr: float, decay: Decay, accumulation: int) -> None:
+        super().__init__(learner, loss, steps)
+        self.lora_lr, self.decay, self.accumulation = lora_lr, decay, accumulation
+
+    def enter(self) -> None:
+        hardened = self.learner.harden()
+        self.learner.gates.as_gates(hardened.values, self.learner.live)
+        self._decided = {
+            "landing_shift": hardened.shift,
+            "realised_sparsity": self.learner.budget.achieved(
+                self.learner.anatomy.dense_params, hardened.masks.count(self.learner.anatomy)
+            ),
+        }
+        self.optimizer = torch.optim.AdamW([{"params": self.learner.lora_parameters, "lr": self.lora_lr}], weight_decay=0.0)
+
+    def step(self, step: int) -> dict[str, float]:
+        started = time.perf_counter()
+        self._set_lora_lr(decayed(self.lora_lr, step, self.steps, self.decay))
+        loss, tokens = self._accumulate(self.accumulation, draw=False)
+        self._update()
+        return {"lm_loss": loss, "tokens_per_second": tokens / (time.perf_counter() - started), **self._decided}
+
+
+def _expected_units(gates: GateSet, probabilities: dict[str, Tensor]) -> dict[str, float]:
+    """Expected KV groups and channels of each layer and the expected residual width."""
+    names, sums = [], []
+    for kind, label in (("kv_groups", "expected_heads"), ("ffn", "expected_channels")):
+        for i, part in enumerate(gates.split(kind, probabilities) or ()):
+            if part is not None:
+                names.append(f"{label}.layer_{i:02d}")
+                sums.append(part.detach().sum())
+    if "hidden" in probabilities:
+        names.append("expected_hidden")
+        sums.append(probabilities["hidden"].detach().sum())
+    return dict(zip(names, torch.stack(sums).tolist(), strict=True)) if sums else {}

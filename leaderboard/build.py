@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, int, int], None]
 MOST_MODELS_PLOTTED = 4
+MOST_ENTRIES_PLOTTED = 200
 
 
 def build(out_dir: Path, *, progress: Progress | None = None) -> Path:
@@ -95,7 +96,13 @@ def _plots(entries: list[Entry], out_dir: Path, folder: Path, progress: Progress
 
     models = list(dict.fromkeys((e.model, e.synthetic) for e in entries if e.done))
     looks = Looks(e.full_label for e in entries if not e.is_dense)
-    shown = models[:MOST_MODELS_PLOTTED]
+    shown: list[tuple[str, bool]] = []
+    drawn = 0
+    for key in models[:MOST_MODELS_PLOTTED]:
+        drawn += sum((e.model, e.synthetic) == key for e in entries)
+        if shown and drawn > MOST_ENTRIES_PLOTTED:
+            break
+        shown.append(key)
     draw: list[Callable[[list[Entry]], Plot | None]] = [
         lambda own: score.score_against_sparsity(own, looks, folder),
         lambda own: score.perplexity_against_parameters(own, looks, folder),

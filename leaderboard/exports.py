@@ -57,8 +57,10 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def heading(column: Column) -> str:
-    """Label with its suite where the label alone would not say it."""
+def heading(column: Column, is_alone: bool = False) -> str:
+    """Label with its suite where the label alone would not say it (`is_alone`: one suite in the whole table)."""
+    if is_alone:
+        return column.label
     if column.suite and not column.key.endswith("|mean"):
         return f"{column.suite}: {column.label}"
     if "|" in column.key and not column.key.endswith("|mean"):
@@ -66,14 +68,14 @@ def heading(column: Column) -> str:
     return column.label
 
 
-def as_markdown(columns: Sequence[Column], rows: Sequence[dict[str, Cell]]) -> str:
-    head = "| " + " | ".join(fmt.markdown(heading(c)) for c in columns) + " |"
+def as_markdown(columns: Sequence[Column], rows: Sequence[dict[str, Cell]], is_alone: bool = False) -> str:
+    head = "| " + " | ".join(fmt.markdown(heading(c, is_alone)) for c in columns) + " |"
     rule = "|" + "|".join(" ---: " if c.is_number else " --- " for c in columns) + "|"
     body = ["| " + " | ".join(fmt.markdown(r[c.key].full) for c in columns) + " |" for r in rows]
     return "\n".join([head, rule, *body]) + "\n"
 
 
-def as_latex(columns: Sequence[Column], rows: Sequence[dict[str, Cell]], caption: str) -> str:
+def as_latex(columns: Sequence[Column], rows: Sequence[dict[str, Cell]], caption: str, is_alone: bool = False) -> str:
     r"""A booktabs table; needs \usepackage{booktabs}."""
     shape = "".join("r" if c.is_number else "l" for c in columns)
     lines = [
@@ -82,7 +84,7 @@ def as_latex(columns: Sequence[Column], rows: Sequence[dict[str, Cell]], caption
         f"\\caption{{{fmt.latex(caption)}}}",
         f"\\begin{{tabular}}{{{shape}}}",
         "\\toprule",
-        " & ".join(fmt.latex(heading(c)) for c in columns) + r" \\",
+        " & ".join(fmt.latex(heading(c, is_alone)) for c in columns) + r" \\",
         "\\midrule",
     ]
     lines += [" & ".join(_latex_cell(r[c.key]) for c in columns) + r" \\" for r in rows]
@@ -153,8 +155,8 @@ def _blocks(folder: Path, table: Table, entries: list[Entry], write: Callable[[P
             name = f"{base}_{number}"
         names.add(name)
         write(folder / f"{name}.csv", as_csv(columns, rows))
-        write(folder / f"{name}.md", f"**{fmt.markdown(title)}**\n\n{as_markdown(columns, rows)}")
-        write(folder / f"{name}.tex", as_latex(columns, rows, _caption([by_id[table.ids[i]] for i in indexes], title)))
+        write(folder / f"{name}.md", f"**{fmt.markdown(title)}**\n\n{as_markdown(columns, rows, True)}")
+        write(folder / f"{name}.tex", as_latex(columns, rows, _caption([by_id[table.ids[i]] for i in indexes], title), True))
         listing.append(f"- {fmt.markdown(title)}: [csv]({name}.csv) [md]({name}.md) [tex]({name}.tex)")
     write(folder / "index.md", "\n".join(listing) + "\n")
     return min(len(groups), MOST_BLOCK_TABLES), max(0, len(groups) - MOST_BLOCK_TABLES)

@@ -37,9 +37,10 @@ def _synthetic(block: Block) -> str:
 
 
 def _where(block: Block, single: bool) -> str:
-    text = f"At {fmt.sparsity(block.sparsity)} of {block.basis} parameters"
+    of = "all parameters" if block.basis == "total" else "the decoder blocks' parameters"
+    text = f"With {fmt.sparsity(block.sparsity)} of {of} removed"
     if block.recovery != "none":
-        text += f" with {fmt.short(block.recovery, 24)}"
+        text += f" and {fmt.short(block.recovery, 24)} recovery"
     return text if single else f"{text}, {fmt.model_label(block.model)}"
 
 
@@ -148,8 +149,11 @@ def _unfinished(entries: list[Entry]) -> Finding | None:
     kinds = list(dict.fromkeys(STATUS_WORDS[r.run.status] for _, r in lost))
     first, record = lost[0]
     reason = fmt.short(record.run.reason, 160) or "no reason recorded"
-    verb = "cell" if len(lost) == 1 else "cells"
-    return Finding(f"{len(lost)} of {len(records)} {verb} did not finish ({_join(kinds)}).", f"{first.title}: {reason}.", "bad")
+    return Finding(
+        f"{len(lost)} of {len(records)} cell{'s' if len(records) > 1 else ''} did not finish ({_join(kinds)}).",
+        f"{first.title}: {reason}.",
+        "bad",
+    )
 
 
 def _loser(pair: Pair) -> Entry:

@@ -113,6 +113,8 @@ def _scaled(value: float | None, steps: tuple[tuple[float, str], ...], plain: st
 
 def clean(text: str) -> str:
     """Text of a record made safe to show in one line: no control or direction characters, no lone surrogates."""
+    if text.isascii() and text.isprintable():
+        return text
     kept = []
     for char in text:
         if char in "\t\n\r":

@@ -22,6 +22,7 @@ class Published:
 
     paper: str
     table: str
+    table_id: str
     source: str
     counting: str
     model: str
@@ -69,7 +70,8 @@ def load() -> tuple[list[Published], dict[str, Any]]:
 def _published(paper: str, table: dict[str, Any], row: dict[str, Any], number: dict[str, Any]) -> Published:
     return Published(
         paper=str(paper),
-        table=f"{table['table']} [{table['id']}]",
+        table=table["table"],
+        table_id=table["id"],
         source=table["source"],
         counting=table["counting"],
         model=row["model"],
@@ -185,7 +187,6 @@ def table(lines: list[Line]) -> Table:
     """The ledger as a table of the page."""
     columns = [
         Column("quantity", "Number", "always", "what the number is", False),
-        Column("paper", "Paper", "always", "arXiv number", False),
         Column("model", "Model", "always", "as the paper names it", False),
         Column("method", "Method", "always", "as the paper names it", False),
         Column("sparsity", "Sparsity", "always", "as the paper states it, and what it counts"),
@@ -194,7 +195,8 @@ def table(lines: list[Line]) -> Table:
         Column("measured", "Measured here", "always", "our record, 95 % interval"),
         Column("verdict", "Verdict", "always", "reproduced: the published value lies in our interval", False),
         Column("why", "Why", "wrap", "reason of the verdict", False),
-        Column("where", "Where", "wrap", "table and source", False),
+        Column("paper", "Paper", "always", "arXiv number", False),
+        Column("table", "Table", "always", "table of the paper; its source in the tip", False),
     ]
     rows = [_cells(line) for line in lines]
     return Table(columns, rows, list(range(len(rows))))
@@ -220,7 +222,7 @@ def _cells(line: Line) -> dict[str, Cell]:
         "measured": measured,
         "verdict": Cell(line.verdict, line.verdict),
         "why": Cell(line.why, line.why),
-        "where": Cell(p.table, p.table, p.source + (f"; {p.note}" if p.note else "")),
+        "table": Cell(p.table, p.table_id, "", f"{p.table}; {p.source}" + (f"; {p.note}" if p.note else "")),
     }
 
 

@@ -18,6 +18,7 @@ from leaderboard.record import Record
 from leaderboard.tables import STATUS_WORDS, Cell, Column, Table, cells_table, suite_ids
 
 CHUNK = 50
+PAGE_SIZES = {"pairs": 20, "published": 15}
 PLAIN_LIMIT = 3_000_000
 """Up to this many characters the records are put into the page as plain JSON; above it, gzipped."""
 MOST_LISTED = 200
@@ -224,7 +225,6 @@ def page_data(content: Content, cells: Table) -> dict[str, Any]:
 
 _FACETS = ("model", "method", "sparsity", "recovery", "status", "suite", "kind", "verdict", "paper")
 _OPTIONAL = ("model", "recovery")
-_SORTS = {"entry": None, "cell": None, "": None}
 
 
 def table_data(table: Table, entries: list[Entry], name: str, opens: str, suites: list[str]) -> dict[str, Any]:
@@ -245,6 +245,7 @@ def table_data(table: Table, entries: list[Entry], name: str, opens: str, suites
         "columns": columns,
         "rows": [[_cell_data(row[c.key]) for c in table.columns] for row in table.rows],
         "ids": table.ids,
+        "pageSize": PAGE_SIZES.get(name, 50),
     }
 
 

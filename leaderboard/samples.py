@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 
@@ -36,7 +38,7 @@ class _Sample:
     contributions: np.ndarray
 
 
-def contributions(values: np.ndarray, weights: np.ndarray, strata: list[str], score: TaskScore) -> np.ndarray | None:
+def contributions(values: np.ndarray, weights: np.ndarray, strata: Callable[[], list[str]], score: TaskScore) -> np.ndarray | None:
     """Numbers whose plain mean is the task's value, one an item; None when the outcomes don't give that value.
 
     Plain mean; else the unweighted mean over strata; for perplexities exp(-sum(log) / sum(weight)), linearised around
@@ -54,7 +56,7 @@ def contributions(values: np.ndarray, weights: np.ndarray, strata: list[str], sc
         return level + (-values - level * share) * (n / total)
     if abs(float(values.mean()) - score.value) < TOLERANCE:
         return values
-    names, index, sizes = np.unique(np.asarray(strata), return_inverse=True, return_counts=True)
+    names, index, sizes = np.unique(np.asarray(strata()), return_inverse=True, return_counts=True)
     scaled = values * n / (len(names) * sizes[index])
     return scaled if abs(float(scaled.mean()) - score.value) < TOLERANCE else None
 
@@ -66,6 +68,8 @@ class SampleReader:
     out_dir: Path
     notes: list[Note] = field(default_factory=list)
     orders: dict[tuple[str, str, frozenset[str]], tuple[str, ...]] = field(default_factory=dict)
+    seen: dict[tuple[str, str], tuple[Any, tuple[str, ...]]] = field(default_factory=dict)
+    """Per suite and task the item column read last: mostly the next file has the very same one."""
 
     def read(self, entry: Entry, suite: Suite) -> Outcomes | None:
         """Outcomes of every task of the suite, or None when any file or item is missing."""
@@ -91,25 +95,72 @@ class SampleReader:
     def _read_one(self, entry: Entry, record: Record, score: TaskScore, suite_id: str) -> _Sample | None:
         if not score.samples_file or not math.isfinite(score.value):
             return None
-        folder = cell_dir(self.out_dir, record.run.cell_id).resolve()
-        path = (folder / score.samples_file).resolve()
-        problem = ""
-        if not path.is_relative_to(folder):
+        name = PurePosixPath(score.samples_file)
+        path = cell_dir(self.out_dir, record.run.cell_id) / name
+        if name.is_absolute() or ".." in name.parts or "\\" in score.samples_file or "\0" in score.samples_file:
             problem = "samples_file points outside the cell's folder; not read"
         elif not path.is_file():
             problem = "the file of outcomes per item is missing; unpaired test used instead"
         else:
-            found = _load(path, score)
+            found = self._load(path, score, suite_id)
             if not isinstance(found, str):
                 return self._aligned(suite_id, score.task, found)
             problem = found
         self._note(entry, suite_id, score.task, problem)
         return None
 
+    def _load(self, path: Path, score: TaskScore, suite_id: str) -> _Sample | str:
+        """The outcomes of one task, or what is wrong with them."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            file = pq.ParquetFile(path)
+            there = set(file.schema_arrow.names)
+            for needed in ("item_id", score.metric):
+                if needed not in there:
+                    return f"outcomes per item can't be used: no column {fmt.short(needed, 40)}"
+            wanted = [c for c in dict.fromkeys(("item_id", "stratum", "weight", score.metric)) if c in there]
+            table = file.read(columns=wanted, use_threads=False)
+            kind = str(table.schema.field(score.metric).type)
+            if not kind.startswith(_NUMERIC):
+                return f"outcomes per item can't be used: column {fmt.short(score.metric, 40)} is {kind}, not a number"
+            values = _floats(table.column(score.metric))
+            weights = _floats(table.column("weight")) if "weight" in there else np.ones(len(values))
+            ids = self._items(table.column("item_id"), (suite_id, score.task))
+        except (OSError, ValueError, TypeError, KeyError, pa.ArrowException) as error:
+            return f"outcomes per item can't be read ({fmt.short(str(error), 80)})"
+        if ids is None or len(ids) != score.n:
+            return f"the file holds {len(values)} rows, the score says {score.n} items (each once); not used"
+        if not np.isfinite(values).all():
+            return "outcomes hold NaN; paired tests left out"
+
+        def strata() -> list[str]:
+            return [str(v) for v in table.column("stratum").to_pylist()] if "stratum" in there else [""] * len(values)
+
+        given = contributions(values, weights, strata, score)
+        if given is None:
+            return "outcomes per item do not give the recorded score; paired tests left out"
+        return _Sample(ids, values, given)
+
+    def _items(self, column: Any, key: tuple[str, str]) -> tuple[str, ...] | None:
+        """The item ids as text; None when one appears twice."""
+        last = self.seen.get(key)
+        if last is not None and last[0].equals(column):
+            return last[1]
+        ids = tuple(str(i) for i in column.to_pylist())
+        if len(set(ids)) != len(ids):
+            return None
+        self.seen[key] = (column, ids)
+        return ids
+
     def _aligned(self, suite_id: str, task: str, sample: _Sample) -> _Sample:
-        key = (suite_id, task, frozenset(sample.items))
-        order = self.orders.setdefault(key, sample.items)
+        last = self.orders.get((suite_id, task, frozenset()))
+        if last is not None and last is sample.items:
+            return sample
+        order = self.orders.setdefault((suite_id, task, frozenset(sample.items)), sample.items)
         if order == sample.items:
+            self.orders[(suite_id, task, frozenset())] = sample.items
             return _Sample(order, sample.raw, sample.contributions)
         place = {item: i for i, item in enumerate(sample.items)}
         index = [place[item] for item in order]
@@ -119,39 +170,8 @@ class SampleReader:
         self.notes.append(Note("outcomes", f"{entry.title}, {suite_id}, {fmt.short(task, 40)}: {text}."))
 
 
-def _load(path: Path, score: TaskScore) -> _Sample | str:
-    """The outcomes of one task, or what is wrong with them."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        file = pq.ParquetFile(path)
-        columns = [c for c in ("item_id", "stratum", "weight", score.metric) if c in file.schema_arrow.names]
-        table = file.read(columns=list(dict.fromkeys(columns)), use_threads=False)
-        for needed in ("item_id", score.metric):
-            if needed not in columns:
-                return f"outcomes per item can't be used: no column {fmt.short(needed, 40)}"
-        kind = str(table.schema.field(score.metric).type)
-        if not kind.startswith(_NUMERIC):
-            return f"outcomes per item can't be used: column {fmt.short(score.metric, 40)} is {kind}, not a number"
-        ids = tuple(str(i) for i in table.column("item_id").to_pylist())
-        values = np.asarray(table.column(score.metric).to_numpy(zero_copy_only=False), dtype=np.float64)
-        strata = [str(v) for v in table.column("stratum").to_pylist()] if "stratum" in columns else [""] * len(ids)
-        weights = (
-            np.asarray(table.column("weight").to_numpy(zero_copy_only=False), dtype=np.float64)
-            if "weight" in columns
-            else np.ones(len(ids))
-        )
-    except (OSError, ValueError, TypeError, KeyError, pa.ArrowException) as error:
-        return f"outcomes per item can't be read ({fmt.short(str(error), 80)})"
-    if len(ids) != score.n or len(set(ids)) != len(ids):
-        return f"the file holds {len(set(ids))} items, the score says {score.n}; not used"
-    if not np.isfinite(values).all():
-        return "outcomes hold NaN; paired tests left out"
-    given = contributions(values, weights, strata, score)
-    if given is None:
-        return "outcomes per item do not give the recorded score; paired tests left out"
-    return _Sample(ids, values, given)
+def _floats(column: Any) -> np.ndarray:
+    return np.asarray(column.to_numpy(zero_copy_only=False), dtype=np.float64)
 
 
 def _find(record: Record, suite: Suite, task: str) -> TaskScore | None:

@@ -56,7 +56,7 @@ def score_against_sparsity(entries: list[Entry], looks: Looks, folder: Path) -> 
     tips = Tips()
     lines = -(-len(suites) // COLUMNS)
     labels: dict[str, Any] = {}
-    with figure(7.6, 2.9 * lines + 0.5, lines, min(COLUMNS, len(suites))) as (fig, axes):
+    with figure(8.6, 2.9 * lines + 0.5, lines, min(COLUMNS, len(suites))) as (fig, axes):
         for axis, suite in zip(axes, suites, strict=False):
             _panel(axis, suite, [e for e in entries if suite in e.suites], looks, rows, tips, labels)
         for axis in axes[len(suites) :]:
@@ -89,9 +89,10 @@ def _panel(
         if entry.is_dense:
             low, high = _bounds(mean)
             axis.axhspan(low, high, color=MUTED, alpha=0.15, lw=0)
-            line = axis.axhline(_shown(mean), color=INK, lw=1.0)
-            tips.add(line, f"dense {fmt.model_label(entry.model)}: {score_cell(mean).full} {fmt.score_unit(kind)}")
-            labels.setdefault("dense", line)
+            axis.axhline(_shown(mean), color=INK, lw=0.8)
+            (star,) = axis.plot([0], [_shown(mean)], color=INK, marker="*", ms=9, ls="none", zorder=5)
+            tips.add(star, f"dense {fmt.model_label(entry.model)}: {score_cell(mean).full} {fmt.score_unit(kind)} on {suite}")
+            labels.setdefault("dense", star)
         else:
             curves[entry.full_label].append((x, entry, mean))
         if mean.chance is not None:
@@ -102,15 +103,16 @@ def _panel(
         xs, ys = [p[0] for p in points], [_shown(p[2]) for p in points]
         lows, highs = zip(*(_bounds(p[2]) for p in points), strict=True)
         axis.fill_between(xs, lows, highs, color=look["color"], alpha=0.12, lw=0)
-        (line,) = axis.plot(xs, ys, color=look["color"], ls=look["linestyle"], lw=1.4)
-        labels.setdefault(label, line)
-        for x, y, low, high, (_, entry, score) in zip(xs, ys, lows, highs, points, strict=True):
-            axis.plot([x, x], [low, high], color=look["color"], lw=1.0, alpha=0.7)
+        axis.plot(xs, ys, color=look["color"], ls=look["linestyle"], lw=1.4)
+        axis.vlines(xs, lows, highs, color=look["color"], lw=1.0, alpha=0.7)
+        for x, y, (_, entry, score) in zip(xs, ys, points, strict=True):
             (dot,) = axis.plot([x], [y], color=look["color"], marker=look["marker"], ms=4.5, ls="none", mec="white", mew=0.5)
+            labels.setdefault(label, dot)
             cell = score_cell(score)
             tips.add(dot, f"{entry.title}: {cell.full} {fmt.score_unit(kind)} on {suite}")
     if kind == "perplexity":
         _log_axis(axis, "y")
+    axis.set_xlim(left=-1.5)
     axis.set_title(fmt.short(suite, 44))
     axis.set_xlabel("parameters removed, %")
     axis.set_ylabel("score, %" if kind == "percent" else "perplexity (log)" if kind == "perplexity" else "value")
@@ -180,8 +182,7 @@ def _scatter(
         best = pareto_front(xs, [y if first.higher_is_better else -y for y in ys]) if front else []
         for i, ((entry, suite), x, y) in enumerate(zip(points, xs, ys, strict=True)):
             look = looks.of("dense" if entry.is_dense else entry.full_label)
-            low, high = _bounds(suite.mean)
-            axis.plot([x, x], [low, high], color=look["color"], lw=1.0, alpha=0.6)
+            axis.vlines([x], *_bounds(suite.mean), color=look["color"], lw=1.0, alpha=0.6)
             (dot,) = axis.plot([x], [y], color=look["color"], marker=look["marker"], ms=9 if entry.is_dense else 6, ls="none")
             labels.setdefault("dense" if entry.is_dense else entry.full_label, dot)
             shown = fmt.significant(x, 3)

@@ -7,10 +7,11 @@ from typing import Any
 
 from leaderboard import formatting as fmt
 from leaderboard.collect import Entry
-from leaderboard.plots.style import MUTED, PALETTE, Plot, Tips, figure, save, slug
+from leaderboard.plots.style import PALETTE, Plot, Tips, figure, save, slug
 from leaderboard.record import LayerShape, cell_dir
 
-MOST_PANELS = 24
+MOST_PANELS = 12
+MOST_ROWS = 48
 
 
 def _shapes(entry: Entry) -> list[LayerShape]:
@@ -71,8 +72,10 @@ def layer_shapes(entries: list[Entry], folder: Path) -> Plot | None:
             axis.grid(axis="x", visible=False)
         for axis in axes[len(shown) :]:
             axis.set_axis_off()
-        fig.supxlabel("layer", fontsize=9, color=MUTED)
-        fig.supylabel("kept, %", fontsize=9, color=MUTED)
+        for axis in axes[-columns:]:
+            axis.set_xlabel("layer")
+        for axis in axes[::columns]:
+            axis.set_ylabel("kept, %")
         fig.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2)
         caption = "Kept share of every decoder layer, first seed." + (f" {left_out} more are in the details view." if left_out else "")
         name = f"layer_shapes_{slug(fmt.model_label(model))}"
@@ -84,7 +87,7 @@ def layer_heat_map(entries: list[Entry], folder: Path) -> Plot | None:
     shown = [e for e in entries if not e.is_dense and _shapes(e)]
     if not shown:
         return None
-    shown = shown[: 2 * MOST_PANELS]
+    shown = shown[:MOST_ROWS]
     rows = [row for e in shown for row in _rows(e, _shapes(e))]
     depth = max(s.layer for e in shown for s in _shapes(e)) + 1
     tips = Tips()
@@ -93,7 +96,7 @@ def layer_heat_map(entries: list[Entry], folder: Path) -> Plot | None:
         import matplotlib as mpl
         from matplotlib.patches import Rectangle
 
-        colours = mpl.colormaps["cividis_r"]
+        colours = mpl.colormaps["YlGnBu"]
         for y, entry in enumerate(shown):
             for s in _shapes(entry):
                 removed = layer_removed(s)
@@ -137,7 +140,7 @@ def agreement(entries: list[Entry], out_dir: Path, folder: Path) -> Plot | None:
     with figure(3.9 * columns, (0.36 * most + 1.6) * lines, lines, columns) as (fig, axes):
         import matplotlib as mpl
 
-        colours = mpl.colormaps["cividis"]
+        colours = mpl.colormaps["YlGnBu"]
         for axis, ((sparsity, recovery), found) in zip(axes, panels, strict=False):
             for y, (a, a_masks) in enumerate(found):
                 for x, (b, b_masks) in enumerate(found):
@@ -150,7 +153,7 @@ def agreement(entries: list[Entry], out_dir: Path, folder: Path) -> Plot | None:
                         cell, f"{a.full_label} and {b.full_label} at {fmt.sparsity(sparsity)}: {100 * shared:.0f} % of kept units shared"
                     )
                     if len(found) <= 10:
-                        ink = "#ffffff" if shared < 0.6 else "#000000"
+                        ink = "#000000" if shared < 0.6 else "#ffffff"
                         axis.text(x + 0.5, y + 0.5, f"{100 * shared:.0f}", ha="center", va="center", color=ink, fontsize=8)
                     about = {"model": a.model, "sparsity": sparsity, "recovery": recovery, "synthetic": a.synthetic}
                     rows.append({**about, "a": a.full_label, "b": b.full_label, "jaccard": shared})

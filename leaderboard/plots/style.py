@@ -45,7 +45,6 @@ RC: dict[Any, Any] = {
     "lines.linewidth": 1.6,
     "figure.facecolor": "white",
     "axes.facecolor": "none",
-    "savefig.bbox": "tight",
     "text.parse_math": False,
 }
 
@@ -111,8 +110,11 @@ def save(fig: Any, folder: Path, plot: Plot, rows: Sequence[dict[str, Any]], tip
     """Write `<name>.svg`, `.png`, `.csv` under `folder` and put the inline SVG into `plot`."""
     folder.mkdir(parents=True, exist_ok=True)
     svg_path, png_path, csv_path = (folder / f"{plot.name}.{kind}" for kind in ("svg", "png", "csv"))
+    # The layout is worked out once, not again for each file.
+    fig.get_layout_engine().execute(fig)
+    fig.set_layout_engine("none")
     fig.savefig(svg_path, metadata={"Date": None, "Creator": "prunebench", "Title": plot.title})
-    fig.savefig(png_path, dpi=150, metadata={"Software": "prunebench"})
+    fig.savefig(png_path, dpi=130, metadata={"Software": "prunebench"})
     write_csv(csv_path, rows)
     plot.files = {path.suffix[1:]: f"{folder.name}/{path.name}" for path in (svg_path, png_path, csv_path)}
     plot.svg = inline(svg_path.read_text(encoding="utf-8"), plot, tips or Tips())

@@ -141,7 +141,7 @@
       const started = performance.now();
       const columns = this.columns();
       const rows = this.rows();
-      const size = all ? rows.length : 50;
+      const size = all ? Math.max(rows.length, 1) : this.set.pageSize;
       const pages = Math.max(1, Math.ceil(rows.length / size));
       this.page = Math.min(this.page, pages - 1);
       const shown = rows.slice(this.page * size, (this.page + 1) * size);
@@ -163,7 +163,7 @@
       this.box.dataset.drawMs = (performance.now() - started).toFixed(1);
     }
     row(row, i, columns) {
-      const dense = this.index.sparsity !== undefined && this.cell(row, "sparsity")[1] === "dense";
+      const dense = this.set.opens && this.cell(row, "sparsity")[1] === "dense";
       return make("tr", { class: dense ? "dense" : null, "data-row": i }, columns.map((c, n) => {
         const cell = this.cell(row, c.key);
         if (n === 0) {
@@ -346,7 +346,7 @@
 
   const grids = [...document.querySelectorAll(".grid")].map((box) => new Grid(box));
   document.querySelectorAll("[data-cell]").forEach((b) => b.addEventListener("click", () => openDetail("cell", Number(b.dataset.cell))));
-  addEventListener("beforeprint", () => grids.forEach((g) => { if (g.set.rows.length <= 500) g.draw(true); }));
+  addEventListener("beforeprint", () => grids.forEach((g) => { if (g.set.rows.length <= 200) g.draw(true); }));
   addEventListener("afterprint", () => grids.forEach((g) => g.draw()));
   document.body.dataset.ready = "true";
 })();

@@ -91,7 +91,7 @@ class Compresso(Pruner[CompressoConfig]):
             text=TrainingConfig(source="calibration"),
             prompt="none",
             batch_tokens=64,
-            steps_per_epoch=2,
+            steps_per_epoch=1,
             finetune_accumulation=2,
             mask_lr=1.0,
             lora_rank=2,

@@ -114,7 +114,7 @@ class EfficiencySettings(Part):
 
     enabled: bool = True
     prompt_tokens: Count = Field(128, ge=1)
-    new_tokens: Count = Field(16, ge=1)
+    new_tokens: Count = Field(16, ge=2)
     repeats: Count = Field(3, ge=1)
 
 

@@ -119,12 +119,13 @@ def prune(work: Work, scratch: Path) -> dict[str, Any]:
     set_global_seeds(seed)
     run = Run(seed=seed, device=model.device, folder=method_folder, progress=work.progress, log_metrics=curves.log)
     masks = pruner.prune(model, budget, data, run)
+    changed = changed_weights(model, before, output_bias_names(anatomy), pruner_class.name)
     masks = check_masks(masks, anatomy, pruner_class.name)
     kept = masks.count(Anatomy.from_model(model))  # read again: a method may have added output biases
     dense = anatomy.dense_params
-    budget.check(dense, kept)
+    if pruner_class.structured:  # zeroed weights take no parameter away
+        budget.check(dense, kept)
     masks.save(scratch / MASKS_FILE)
-    changed = changed_weights(model, before, output_bias_names(anatomy), pruner_class.name)
     if changed:
         save_file({name: tensor.contiguous() for name, tensor in changed.items()}, scratch / WEIGHTS_FILE)
     return {

@@ -35,15 +35,15 @@ def check_rows(rows: Sequence[Mapping[str, Any]], fields: Mapping[str, str], whe
 
 
 def _check(value: Any, kind: list[str], row: Mapping[str, Any]) -> None:
-    """Kinds: text, any_text, blank_text, texts [N], index N|FIELD, integer A-B, digit A-B, one_of A B ..., options,
+    """Kinds: text, any_text, blank_text, texts [N], any_texts, index N|FIELD, integer A-B, digit A-B, one_of A B ..., options,
     key FIELD (the label of one of the options in FIELD), problems (RACE's list literal)."""
     name, arguments = kind[0], kind[1:]
     if name in ("text", "any_text", "blank_text"):
         _text(value, may_be_empty=name == "any_text")
         if name == "blank_text" and "_" not in value:
             raise _Wrong(f"has no blank '_' to fill: {value[:60]!r}")
-    elif name == "texts":
-        _texts(value, int(arguments[0]) if arguments else None)
+    elif name in ("texts", "any_texts"):
+        _texts(value, int(arguments[0]) if arguments else None, may_be_empty=name == "any_texts")
     elif name == "index":
         count = int(arguments[0]) if arguments[0].isdigit() else len(row[arguments[0]])
         _number(value, 0, count - 1)
@@ -79,7 +79,7 @@ def _text(value: Any, may_be_empty: bool = False) -> None:
         raise _Wrong("is empty; a prompt or choice needs text")
 
 
-def _texts(value: Any, count: int | None) -> None:
+def _texts(value: Any, count: int | None, may_be_empty: bool = False) -> None:
     if isinstance(value, str) or not isinstance(value, Sequence):
         raise _Wrong(f"is {type(value).__name__}; expected a list of texts")
     if count is not None and len(value) != count:
@@ -88,7 +88,7 @@ def _texts(value: Any, count: int | None) -> None:
         raise _Wrong(f"holds {len(value)} texts; a choice needs two or more")
     for place, item in enumerate(value):
         try:
-            _text(item)
+            _text(item, may_be_empty)
         except _Wrong as wrong:
             raise _Wrong(f"entry {place} {wrong}") from None
 

@@ -147,8 +147,9 @@ def _backward_each(
 def next_token_loss(model: PreTrainedModel, tokens: Tensor) -> Tensor:
     """Mean next-token cross-entropy of (batch, length) tokens, in float32."""
     tokens = tokens.to(model.device)
+    targets = torch.cat([tokens[:, 1:], torch.full_like(tokens[:, :1], -100)], dim=1)  # no copy of the logits without the last
     logits = model(input_ids=tokens, use_cache=False).logits  # (batch, length, vocabulary)
-    return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), tokens[:, 1:].flatten().to(logits.device))
+    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten().to(logits.device))
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 from pydantic import Field
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from methods.calibration.sampling import tokenize
@@ -22,7 +23,7 @@ from methods.training.gates import GateKinds
 from methods.training.hardening import Survivors
 from methods.training.learner import FineTune, LearnerSettings, LearnMasks, MaskLearner
 from methods.training.loop import run_stages
-from methods.training.packing import lm_loss, with_prompt
+from methods.training.packing import Pack, lm_loss, with_prompt
 from methods.training.schedule import Ramp
 from methods.training.self_text import self_generated
 from models.anatomy import Anatomy
@@ -127,7 +128,7 @@ class Compresso(Pruner[CompressoConfig]):
             epoch = config.steps_per_epoch or learner.sampler.packs_per_epoch
             trains_lora = config.lora_rank > 0
 
-            def loss(pack):  # type: ignore[no-untyped-def]
+            def loss(pack: Pack) -> Tensor:
                 return lm_loss(model, pack)
 
             stages = [

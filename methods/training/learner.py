@@ -142,7 +142,7 @@ class MaskLearner(Learner):
         return [] if self.adapters is None else list(self.adapters.parameters.values())
 
     def tensors(self) -> dict[str, Tensor]:
-        state = {f"log_alpha.{kind}": parameter for kind, parameter in self.gates.log_alpha.items()}
+        state: dict[str, Tensor] = {f"log_alpha.{kind}": parameter for kind, parameter in self.gates.log_alpha.items()}
         state |= {"multipliers": self.lagrangian.multipliers, "generator": self.generator.get_state()}
         return state | ({} if self.adapters is None else self.adapters.tensors())
 

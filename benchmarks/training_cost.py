@@ -1,0 +1,217 @@
+"""Times a Compresso step against a plain peft-LoRA step on the same batch, in one process, and compares their peak memory.
+
+    python benchmarks/training_cost.py --tokens 512 --rounds 5
+
+Three steps take turns on one model of SmolLM2-135M's shape with random weights (a step's cost does not depend on them); a
+side's time is the minimum of its rounds:
+  plain          forward with labels as transformers does it (logits everywhere), backward, clip, AdamW on LoRA
+  plain-lean     the same with logits only where labels are: the stricter comparison
+  compresso      `LearnMasks.step`: draw, gated forward, backward, Lagrangian, AdamW on LoRA, gates and multipliers, clamp
+Peak memory is what lives at once: weights and states before the step plus the largest sum of allocations within it, counted
+from the profiler's allocation events on the CPU and from the allocator on CUDA. Bounds: 1.10 of time and 1.10 of memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+
+from methods.calibration.training_text import Example
+from methods.training.gates import GateKinds
+from methods.training.learner import LearnerSettings, LearnMasks, MaskLearner
+from methods.training.packing import Pack, label_logits, lm_loss
+from models.budget import Budget
+
+SMOLLM2_135M = {
+    "vocab_size": 49152,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "tie_word_embeddings": True,
+}
+BOUND = 1.10
+
+
+def smollm2(device: torch.device, layers: int, dtype: torch.dtype) -> Any:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(**SMOLLM2_135M | {"num_hidden_layers": layers})).to(device, dtype).eval()
+
+
+def examples(tokens: int, response: float) -> list[Example]:
+    """Instruction-like examples of 128 tokens, of which the share `response` carries labels."""
+    generator = torch.Generator().manual_seed(0)
+    length = min(128, tokens)
+    return [
+        Example(torch.randint(10, 49000, (length,), generator=generator), round(length * (1 - response))) for _ in range(tokens // length)
+    ]
+
+
+def lora_step(model: Any, optimizer: torch.optim.Optimizer, parameters: list[Any], loss: Callable[[], torch.Tensor]) -> None:
+    loss().backward()
+    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def full_logits_loss(model: Any, pack: Pack) -> torch.Tensor:
+    labels = torch.full_like(pack.tokens, -100)
+    labels[0, pack.predict_at + 1] = pack.targets
+    return model(input_ids=pack.tokens, position_ids=pack.position_ids, use_cache=False, labels=labels).loss
+
+
+def peak_bytes(step: Callable[[], None], resident: int, device: torch.device) -> int:
+    """Bytes that live at once in one call of `step`, with what was `resident` before it."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        step()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device)
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        step()
+    events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
+    live = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        live += event.nbytes()
+        peak = max(peak, live)
+    return resident + peak
+
+
+def seconds(step: Callable[[], None], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    started = time.perf_counter()
+    step()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    device = torch.device(arguments.device)
+    model = smollm2(device, arguments.layers, getattr(torch, arguments.dtype))
+    text = examples(arguments.tokens, arguments.response)
+    settings = LearnerSettings(
+        rank=8,
+        alpha=8,
+        projections=("q", "v"),
+        kinds=GateKinds(),
+        temperature=2 / 3,
+        mlp_placement=arguments.placement,
+        survivors="soft",
+        batch_tokens=arguments.tokens,
+    )
+    with MaskLearner(model, settings, Budget(0.35, "blocks"), text, 0, device) as learner:
+        stage = LearnMasks(
+            learner,
+            lambda pack: lm_loss(model, pack),
+            warmup_steps=0,
+            pruning_steps=1000,
+            ramp_steps=500,
+            ramp="linear",
+            lora_lr=5e-5,
+            mask_lr=0.1,
+            multiplier_lr=0.1,
+        )
+        stage.enter()
+        optimizer = torch.optim.AdamW(learner.lora_parameters, lr=5e-5, weight_decay=0.0)
+        pack = learner.next_pack().to(device)
+        done = iter(range(1000))
+
+        def plain(loss: Callable[[], torch.Tensor]) -> None:
+            lora_step(model, optimizer, learner.lora_parameters, loss)
+
+        steps: dict[str, Callable[[], None]] = {
+            "plain": lambda: plain(lambda: full_logits_loss(model, pack)),
+            "plain-lean": lambda: plain(lambda: lm_loss(model, pack)),
+            "compresso": lambda: stage.step(next(done)) and None,
+        }
+
+        def one(name: str, act: Callable[[Callable[[], None]], Any]) -> Any:
+            if name == "compresso":
+                return act(steps[name])
+            with WithoutGates(learner):
+                return act(steps[name])
+
+        times: dict[str, list[float]] = {name: [] for name in steps}
+        for name in steps:  # warm up: allocator, optimiser states
+            one(name, lambda step: step())
+        for _ in range(arguments.rounds):
+            for name in steps:
+                times[name].append(one(name, lambda step: seconds(step, device)))
+        resident = sum(p.numel() * p.element_size() for p in model.parameters())
+        lora = 2 * sum(p.numel() * p.element_size() for p in learner.lora_parameters)
+        gates = 3 * 4 * learner.gates.num_gates
+        peaks = {
+            name: one(name, lambda step, name=name: peak_bytes(step, resident + lora + (gates if name == "compresso" else 0), device))
+            for name in steps
+        }
+        with torch.no_grad():
+            predictions = label_logits(model, pack).shape[0]
+    best = {name: min(values) for name, values in times.items()}
+    return {
+        "shape": f"SmolLM2-135M, {arguments.layers} layers, {arguments.dtype}, {device.type}, {torch.get_num_threads()} threads",
+        "tokens": pack.num_tokens,
+        "labels": predictions,
+        "placement": arguments.placement,
+        "seconds": best,
+        "spread_seconds": {name: max(values) - min(values) for name, values in times.items()},
+        "peak_bytes": peaks,
+        "time_ratio": {name: best["compresso"] / best[name] for name in ("plain", "plain-lean")},
+        "memory_ratio": {name: peaks["compresso"] / peaks[name] for name in ("plain", "plain-lean")},
+        "bound": BOUND,
+    }
+
+
+class WithoutGates:
+    """The learner's model without its gate hooks: plain peft-LoRA."""
+
+    def __init__(self, learner: MaskLearner) -> None:
+        self.learner = learner
+
+    def __enter__(self) -> None:
+        assert self.learner._applied is not None
+        self.learner._applied.remove()
+
+    def __exit__(self, *_: object) -> None:
+        from models.soft_masks import apply_gates
+
+        learner = self.learner
+        learner._applied = apply_gates(learner.model, learner.anatomy, learner.live, mlp_placement=learner.settings.mlp_placement)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=int, default=512, help="tokens of a batch")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--layers", type=int, default=30)
+    parser.add_argument("--response", type=float, default=0.5, help="share of the tokens that carries labels")
+    parser.add_argument("--placement", choices=("product", "branches"), default="product")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    result = measure(arguments)
+    print(json.dumps(result, indent=2))
+    within = all(ratio <= BOUND for kind in ("time_ratio", "memory_ratio") for ratio in result[kind].values())
+    print("within both bounds" if within else "over a bound", file=sys.stderr)
+    return 0 if within else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -123,6 +123,7 @@ def compare(entries: list[Entry], out_dir: Path, progress: Progress | None = Non
         _compare_block(found, reader, entries, key[-2], key[-1], group)
     if progress and groups:
         progress("compare methods", len(groups), len(groups))
+    reader.pool.shutdown()
     found.notes += reader.notes
     return found
 

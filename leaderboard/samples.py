@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -68,67 +69,44 @@ class SampleReader:
     out_dir: Path
     notes: list[Note] = field(default_factory=list)
     orders: dict[tuple[str, str, frozenset[str]], tuple[str, ...]] = field(default_factory=dict)
+    pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(4), repr=False)
     seen: dict[tuple[str, str], tuple[Any, tuple[str, ...]]] = field(default_factory=dict)
     """Per suite and task the item column read last: mostly the next file has the very same one."""
 
     def read(self, entry: Entry, suite: Suite) -> Outcomes | None:
         """Outcomes of every task of the suite, or None when any file or item is missing."""
         found_all = Outcomes({}, {}, {})
-        for name in suite.task_order:
-            rows = []
-            for record in entry.done:
-                score = _find(record, suite, name)
-                if score is None:
+        wanted = [[_find(record, suite, name) for record in entry.done] for name in suite.task_order]
+        if not all(score is not None and score.samples_file and math.isfinite(score.value) for row in wanted for score in row):
+            return None
+        files = [(record, score) for row in wanted for record, score in zip(entry.done, row, strict=True) if score is not None]
+        tables = iter(self.pool.map(lambda f: _fetch(self.out_dir, *f), files))  # reading parquet frees the interpreter
+        for name, row in zip(suite.task_order, wanted, strict=True):
+            samples = []
+            for score in row:
+                table = next(tables)
+                assert score is not None
+                sample = table if isinstance(table, str) else self._sample(table, score, suite.id)
+                if isinstance(sample, str):
+                    self._note(entry, suite.id, score.task, sample)
                     return None
-                found = self._read_one(entry, record, score, suite.id)
-                if found is None:
-                    return None
-                rows.append(found)
-            if any(r.items != rows[0].items for r in rows):
+                samples.append(sample)
+            if any(s.items != samples[0].items for s in samples):
                 self._note(entry, suite.id, name, "seeds were scored on different items; paired tests left out")
                 return None
-            found_all.items[name] = rows[0].items
-            found_all.tasks[name] = np.stack([r.contributions for r in rows])
-            found_all.raw[name] = np.stack([r.raw for r in rows])
+            found_all.items[name] = samples[0].items
+            found_all.tasks[name] = np.stack([s.contributions for s in samples])
+            found_all.raw[name] = np.stack([s.raw for s in samples])
         return found_all if found_all.tasks else None
 
-    def _read_one(self, entry: Entry, record: Record, score: TaskScore, suite_id: str) -> _Sample | None:
-        if not score.samples_file or not math.isfinite(score.value):
-            return None
-        name = PurePosixPath(score.samples_file)
-        path = cell_dir(self.out_dir, record.run.cell_id) / name
-        if name.is_absolute() or ".." in name.parts or "\\" in score.samples_file or "\0" in score.samples_file:
-            problem = "samples_file points outside the cell's folder; not read"
-        elif not path.is_file():
-            problem = "the file of outcomes per item is missing; unpaired test used instead"
-        else:
-            found = self._load(path, score, suite_id)
-            if not isinstance(found, str):
-                return self._aligned(suite_id, score.task, found)
-            problem = found
-        self._note(entry, suite_id, score.task, problem)
-        return None
-
-    def _load(self, path: Path, score: TaskScore, suite_id: str) -> _Sample | str:
+    def _sample(self, table: Any, score: TaskScore, suite_id: str) -> _Sample | str:
         """The outcomes of one task, or what is wrong with them."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
+        columns = set(table.column_names)
         try:
-            file = pq.ParquetFile(path)
-            there = set(file.schema_arrow.names)
-            for needed in ("item_id", score.metric):
-                if needed not in there:
-                    return f"outcomes per item can't be used: no column {fmt.short(needed, 40)}"
-            wanted = [c for c in dict.fromkeys(("item_id", "stratum", "weight", score.metric)) if c in there]
-            table = file.read(columns=wanted, use_threads=False)
-            kind = str(table.schema.field(score.metric).type)
-            if not kind.startswith(_NUMERIC):
-                return f"outcomes per item can't be used: column {fmt.short(score.metric, 40)} is {kind}, not a number"
             values = _floats(table.column(score.metric))
-            weights = _floats(table.column("weight")) if "weight" in there else np.ones(len(values))
+            weights = _floats(table.column("weight")) if "weight" in columns else np.ones(len(values))
             ids = self._items(table.column("item_id"), (suite_id, score.task))
-        except (OSError, ValueError, TypeError, KeyError, pa.ArrowException) as error:
+        except (ValueError, TypeError) as error:
             return f"outcomes per item can't be read ({fmt.short(str(error), 80)})"
         if ids is None or len(ids) != score.n:
             return f"the file holds {len(values)} rows, the score says {score.n} items (each once); not used"
@@ -136,12 +114,12 @@ class SampleReader:
             return "outcomes hold NaN; paired tests left out"
 
         def strata() -> list[str]:
-            return [str(v) for v in table.column("stratum").to_pylist()] if "stratum" in there else [""] * len(values)
+            return [str(v) for v in table.column("stratum").to_pylist()] if "stratum" in columns else [""] * len(values)
 
         given = contributions(values, weights, strata, score)
         if given is None:
             return "outcomes per item do not give the recorded score; paired tests left out"
-        return _Sample(ids, values, given)
+        return self._aligned(suite_id, score.task, _Sample(ids, values, given))
 
     def _items(self, column: Any, key: tuple[str, str]) -> tuple[str, ...] | None:
         """The item ids as text; None when one appears twice."""
@@ -168,6 +146,34 @@ class SampleReader:
 
     def _note(self, entry: Entry, suite_id: str, task: str, text: str) -> None:
         self.notes.append(Note("outcomes", f"{entry.title}, {suite_id}, {fmt.short(task, 40)}: {text}."))
+
+
+def _fetch(out_dir: Path, record: Record, score: TaskScore) -> Any:
+    """The columns of one file of outcomes as an arrow table, or what is wrong with it."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    assert score.samples_file is not None
+    name = PurePosixPath(score.samples_file)
+    path = cell_dir(out_dir, record.run.cell_id) / name
+    if name.is_absolute() or ".." in name.parts or "\\" in score.samples_file or "\0" in score.samples_file:
+        return "samples_file points outside the cell's folder; not read"
+    try:
+        with path.open("rb") as handle:
+            file = pq.ParquetFile(handle)
+            there = set(file.schema_arrow.names)
+            for needed in ("item_id", score.metric):
+                if needed not in there:
+                    return f"outcomes per item can't be used: no column {fmt.short(needed, 40)}"
+            kind = str(file.schema_arrow.field(score.metric).type)
+            if not kind.startswith(_NUMERIC):
+                return f"outcomes per item can't be used: column {fmt.short(score.metric, 40)} is {kind}, not a number"
+            wanted = [c for c in dict.fromkeys(("item_id", "stratum", "weight", score.metric)) if c in there]
+            return file.read(columns=wanted, use_threads=False)
+    except FileNotFoundError:
+        return "the file of outcomes per item is missing; unpaired test used instead"
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        return f"outcomes per item can't be read ({fmt.short(str(error), 80)})"
 
 
 def _floats(column: Any) -> np.ndarray:

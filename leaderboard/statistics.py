@@ -231,6 +231,7 @@ def _from_parts(difference: float, parts: Sequence[tuple[float, float]], n: int,
         return Comparison(difference, 0.0, same, 1.0 if difference == 0 else 0.0, method, n)
     spread = sum(part**2 / degrees for part, degrees in parts)
     degrees = variance**2 / spread if spread > 0 else math.inf
+    difference = float(difference)
     half = float(stats.t.ppf(1 - alpha / 2, degrees)) * stderr
     p_value = float(2 * stats.t.sf(abs(difference) / stderr, degrees))
     return Comparison(difference, stderr, Interval(difference - half, difference + half, method), p_value, method, n)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -75,14 +75,26 @@ def settings(count: int) -> Iterator[Setting]:
 
 def make(out_dir: Path, count: int, *, documents: int = 200, samples: bool = True, seed: int = 0) -> None:
     """Write `count` synthetic records (and outcomes per item) under `out_dir`."""
-    difficulty = {task: np.random.default_rng([seed, i]).random(documents) for i, (task, _, _) in enumerate(TASKS)}
-    for index, setting in enumerate(settings(count)):
-        rng = np.random.default_rng([seed, 1, index])
-        outcomes = _outcomes(setting, difficulty, rng)
-        record = _record(setting, outcomes, rng, index, samples)
+    make_settings(out_dir, settings(count), documents=documents, samples=samples, seed=seed)
+
+
+def make_settings(out_dir: Path, wanted: Iterable[Setting], *, documents: int = 200, samples: bool = True, seed: int = 0) -> None:
+    """Write one synthetic record for each setting."""
+    for record, outcomes in records(wanted, documents=documents, samples=samples, seed=seed):
         write_record(out_dir, record)
         if samples and record.run.status == "done":
             _write_samples(out_dir, record.run.cell_id, outcomes)
+
+
+def records(
+    wanted: Iterable[Setting], *, documents: int = 200, samples: bool = True, seed: int = 0
+) -> Iterator[tuple[Record, dict[str, np.ndarray]]]:
+    """One synthetic record for each setting, with its outcomes per item."""
+    difficulty = {task: np.random.default_rng([seed, i]).random(documents) for i, (task, _, _) in enumerate(TASKS)}
+    for index, setting in enumerate(wanted):
+        rng = np.random.default_rng([seed, 1, index])
+        outcomes = _outcomes(setting, difficulty, rng)
+        yield _record(setting, outcomes, rng, index, samples), outcomes
 
 
 def _skill(setting: Setting) -> float:

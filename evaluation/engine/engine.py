@@ -96,6 +96,9 @@ class Engine:
             self.notes.append(f"{self.problem}; every request was computed on its own")
             log.warning(self.notes[-1])
         self.generator = Generator(model, row_tokens)
+        self.generation_problem = self.problem or unusual_generation(model)
+        if self.generation_problem and not self.problem:
+            self.notes.append(f"{self.generation_problem}; texts were generated one by one")
 
     @property
     def tokens_computed(self) -> int:
@@ -278,7 +281,7 @@ class Engine:
     def _generate(
         self, requests: list[GenerationRequest], progress: Callable[[int, int], None] | None
     ) -> list[list[int]]:
-        if self.scorer is not None:
+        if self.generation_problem is None:
             return self.generator.generate(requests, progress)
         import torch
         from transformers import StoppingCriteria, StoppingCriteriaList
@@ -307,6 +310,33 @@ class Engine:
             if progress is not None:
                 progress(place + 1, len(requests))
         return results
+
+
+PLAIN_SETTINGS = {
+    "repetition_penalty": (None, 1.0),
+    "no_repeat_ngram_size": (None, 0),
+    "encoder_repetition_penalty": (None, 1.0),
+    "bad_words_ids": (None, []),
+    "suppress_tokens": (None, []),
+    "begin_suppress_tokens": (None, []),
+    "forced_bos_token_id": (None,),
+    "forced_eos_token_id": (None,),
+    "sequence_bias": (None, {}),
+    "min_length": (None, 0),
+    "min_new_tokens": (None, 0),
+    "exponential_decay_length_penalty": (None,),
+    "num_beams": (None, 1),
+}
+"""Generation settings that leave greedy decoding alone."""
+
+
+def unusual_generation(model: Any) -> str | None:
+    """A sentence naming a setting by which the model's `generate` departs from plain greedy decoding, or None."""
+    for name, plain in PLAIN_SETTINGS.items():
+        value = getattr(model.generation_config, name, None)
+        if value not in plain:
+            return f"{type(model).__name__} is configured to generate with {name}={value!r}"
+    return None
 
 
 def _moved_spaces(context: str, continuation: str) -> tuple[str, str]:

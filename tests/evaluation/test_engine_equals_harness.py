@@ -101,6 +101,16 @@ def test_generated_texts_equal_hf(family: str) -> None:
     assert answers == expected
 
 
+def test_a_configured_repetition_penalty_is_obeyed_and_reported(tokenizer: Any) -> None:
+    model = small_model("llama", seed=1)
+    model.generation_config.repetition_penalty = 1.9
+    requests = [(f"Q: item {i} is", {"until": ["q"], "max_gen_toks": 12}) for i in range(3)]
+    engine = Engine(model, tokenizer)
+    expected = hf(model, tokenizer).generate_until(instances("generate_until", requests), disable_tqdm=True)
+    assert engine.generate_until(requests).responses == expected
+    assert "repetition_penalty=1.9" in engine.notes[0]
+
+
 def test_long_prompts_leave_room_for_the_new_tokens() -> None:
     model, tokenizer = small_model("llama", max_position_embeddings=64), byte_tokenizer()
     requests = [("long words " * 12, {"until": ["\n"], "max_gen_toks": 10})]

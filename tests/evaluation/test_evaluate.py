@@ -189,8 +189,9 @@ def test_embedded_validation_splits_are_named(model: Any, tokenizer: Any) -> Non
 
 
 def test_a_folder_of_bbh_and_race_runs_the_generated_and_reading_protocols(
-    tmp_path: Path, model: Any, tokenizer: Any
+    tmp_path: Path, model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("evaluation.engine.engine.DEFAULT_NEW_TOKENS", 6)
     (tmp_path / "bbh").mkdir()
     for stratum in known_tasks()["bbh_direct"].all_strata:
         rows = [{"input": f"{stratum} {i}", "target": "Yes" if i % 3 else "No"} for i in range(6)]

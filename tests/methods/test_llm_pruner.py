@@ -161,6 +161,12 @@ def test_zeroing_the_members_of_a_group_equals_slicing_it_out(kind):
         torch.testing.assert_close(sliced(TOKENS).logits, model(TOKENS).logits, atol=1e-5, rtol=1e-5)
 
 
+def test_nothing_removed_changes_no_bit():
+    model = tiny_model("llama")
+    with torch.no_grad():
+        assert torch.equal(slice_model(model, Masks.of(Anatomy.from_model(model)))(TOKENS).logits, model(TOKENS).logits)
+
+
 # --- scores --------------------------------------------------------------------------------------------------------------
 
 

@@ -54,6 +54,13 @@ def recover(model, data, folder, *, progress=None, log=None, **config):
     return recover_lora(model, LoraRecoveryConfig(**(SMALL | config)), data, run)
 
 
+@torch.no_grad()
+def validation_loss(model, data):
+    packs = packed(data.training_text(SMALL["text"]).validation, 128)
+    labels = sum(len(pack.targets) for pack in packs)
+    return sum(float(lm_loss(model, pack)) * len(pack.targets) / labels for pack in packs)
+
+
 def weights(model):
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
@@ -67,12 +74,7 @@ def test_recovery_lowers_the_validation_loss_and_leaves_a_plain_model(data, tmp_
     assert {name: tensor.shape for name, tensor in weights(model).items()} == {name: tensor.shape for name, tensor in before.items()}
     changed = {re.sub(r".*\.(\w+)\.\w+$", r"\1", name) for name, tensor in weights(model).items() if not torch.equal(tensor, before[name])}
     assert changed == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
-    text = data.training_text(SMALL["text"])
-    with torch.no_grad():
-        packs = packed(text.validation, 128)
-        labels = sum(len(pack.targets) for pack in packs)
-        loss = sum(float(lm_loss(model, pack)) * len(pack.targets) / labels for pack in packs)
-    assert loss == pytest.approx(result.validation_after, abs=1e-4)
+    assert validation_loss(model, data) == pytest.approx(result.validation_after, abs=1e-4)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -83,8 +85,9 @@ def test_every_family_can_be_recovered_after_slicing(family, data, tmp_path):
 
 def test_lora_starts_at_no_effect(data, tmp_path):
     model = pruned_model()
-    before = weights(model)
-    recover(model, data, tmp_path / "run", token_budget=300, learning_rate=1e-30)
+    before, loss = weights(model), validation_loss(model, data)
+    result = recover(model, data, tmp_path / "run", token_budget=300, learning_rate=1e-30)
+    assert result.validation_before == pytest.approx(loss, abs=1e-6)
     for name, tensor in weights(model).items():
         torch.testing.assert_close(tensor, before[name], atol=1e-7, rtol=0)
 

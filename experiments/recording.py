@@ -94,7 +94,9 @@ def _provenance(job: Job, stamps: Stamps) -> Provenance:
     seeds = {purpose: seed_for(cell.seed, purpose) for purpose in ("calibration", "prune", "recover")} if not cell.is_dense else {}
     seeds |= {f"evaluate {protocol.name}": protocol.seed for protocol in cell.protocols}
     masks = stamps.get("prune", {}).get("result", {}).get("masks_sha256")
+    zeros = stamps.get("prune", {}).get("result", {}).get("unstructured_zeros")
     return Provenance(
+        extra={} if zeros is None else {"unstructured_zeros_fraction_of_blocks": zeros},
         model=dict(identity),
         data=[entry for result in results for entry in result.get("data", [])],
         seeds=seeds,

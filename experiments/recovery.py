@@ -39,8 +39,8 @@ class Recovery(ABC):
             raise BadInput(sentence(error, cls.Config, f"settings of recovery {cls.name}")) from None
 
     @abstractmethod
-    def recover(self, model: PreTrainedModel, settings: dict[str, Any], data: PruningData | None, run: Run) -> int:
-        """Trains the sliced `model` in place and merges what it learnt; returns the tokens that it saw."""
+    def recover(self, model: PreTrainedModel, settings: dict[str, Any], data: PruningData, run: Run) -> dict[str, Any]:
+        """Trains the sliced `model` in place and merges what it learnt; returns the tokens that it saw, and other facts."""
 
 
 class NoRecovery(Recovery):
@@ -50,8 +50,8 @@ class NoRecovery(Recovery):
     Config = Part
     trains = False
 
-    def recover(self, model: PreTrainedModel, settings: dict[str, Any], data: PruningData | None, run: Run) -> int:
-        return 0
+    def recover(self, model: PreTrainedModel, settings: dict[str, Any], data: PruningData, run: Run) -> dict[str, Any]:
+        return {"tokens": 0}
 
 
 class Lora(Recovery):
@@ -61,9 +61,11 @@ class Lora(Recovery):
     Config = LoraRecoveryConfig
     trains = True
 
-    def recover(self, model: PreTrainedModel, settings: dict[str, Any], data: PruningData | None, run: Run) -> int:
-        assert data is not None  # it trains, so it is given text
-        return recover_lora(model, LoraRecoveryConfig.model_validate(settings), data, run).tokens
+    def recover(self, model: PreTrainedModel, settings: dict[str, Any], data: PruningData, run: Run) -> dict[str, Any]:
+        done = recover_lora(model, LoraRecoveryConfig.model_validate(settings), data, run)
+        text = {"purpose": "recovery", "source": done.text, "sha256": done.text_sha256}
+        losses = {"validation_before": done.validation_before, "validation_after": done.validation_after}
+        return {"tokens": done.tokens, "steps": done.steps, "data": [text], **losses}
 
 
 RECOVERIES: dict[str, type[Recovery]] = {recovery.name: recovery for recovery in (NoRecovery, Lora)}

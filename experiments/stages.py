@@ -139,6 +139,7 @@ def prune(work: Work, scratch: Path) -> dict[str, Any]:
         "curves": curves.read(),
         "data": data_provenance(data),
         "changed_weights": len(changed),
+        "unstructured_zeros": None if pruner_class.structured else zero_fraction(model, anatomy),
     }
 
 
@@ -167,6 +168,17 @@ def check_masks(masks: Any, anatomy: Anatomy, method: str) -> Masks:
     except PrunebenchError as error:
         raise PrunebenchError(f"method {method} returned masks that can't be sliced: {error}") from None
     return masks
+
+
+def zero_fraction(model: PreTrainedModel, anatomy: Anatomy) -> float:
+    """Share of the decoder layers' projection weights that an unstructured method set to zero."""
+    zeros = sum(
+        int((module.weight == 0).sum())
+        for layer in anatomy.layers
+        for module in model.get_submodule(layer.path).modules()
+        if isinstance(module, torch.nn.Linear)
+    )
+    return zeros / anatomy.dense_params.blocks
 
 
 def masks_hash(masks: Masks) -> str:
@@ -327,11 +339,11 @@ def recover(work: Work, scratch: Path) -> dict[str, Any]:
     seed = seed_for(cell.seed, "recover")
     set_global_seeds(seed)
     run = Run(seed=seed, device=model.device, folder=method_folder, progress=work.progress, log_metrics=curves.log)
-    tokens = recovery.recover(model, cell.recovery_config, data, run)
+    facts = recovery.recover(model, cell.recovery_config, data, run)
     save_pruned(model, tokenizer, scratch / RECOVERED, {"recovery": cell.recover_inputs()})
     probe_reload(model, scratch / RECOVERED, cell.model.dtype)
     work.to_evaluate = None
-    return {"tokens": tokens, "curves": curves.read(), "disk_bytes": folder_bytes(scratch / RECOVERED)}
+    return {**without_nan(facts), "curves": curves.read(), "disk_bytes": folder_bytes(scratch / RECOVERED)}
 
 
 def load_checkpoint(work: Work, name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

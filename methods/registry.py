@@ -26,6 +26,7 @@ BUILT_IN = {
     "flap": "methods.flap:Flap",
     "llm_pruner": "methods.llm_pruner.pruner:LLMPruner",
     "magnitude": "methods.magnitude:Magnitude",
+    "nuteprune": "methods.nuteprune.pruner:NutePrune",
     "random": "methods.random:Random",
     "slicegpt": "methods.slicegpt:SliceGPT",
     "sparsegpt": "methods.sparsegpt:SparseGPT",

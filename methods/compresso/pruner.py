@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from typing import Literal
 
@@ -25,7 +23,7 @@ from methods.training.learner import FineTune, LearnerSettings, LearnMasks, Mask
 from methods.training.loop import run_stages
 from methods.training.packing import Pack, lm_loss, with_prompt
 from methods.training.schedule import Ramp
-from methods.training.self_text import self_generated
+from methods.training.source_text import fingerprint, training_examples
 from models.anatomy import Anatomy
 from models.budget import Budget
 from models.errors import BadInput
@@ -158,21 +156,6 @@ class Compresso(Pruner[CompressoConfig]):
             return learner.finish()
 
 
-def training_examples(
-    text: TrainingConfig, self_text_examples: int, model: PreTrainedModel, data: PruningData, run: Run
-) -> tuple[Example, ...]:
-    """The training text of a learning method: a named source, the calibration samples, or what the model writes.
-
-    Raises:
-        BadInput: the source can't be had.
-    """
-    if text.source == "calibration":
-        return tuple(Example(tokens, 0) for tokens in data.require_calibration("text.source 'calibration'"))
-    if text.source == "self":
-        return self_generated(model, self_text_examples, text.max_len, seed=run.seed, folder=run.folder, progress=run.progress)
-    return data.training_text(text).train
-
-
 def with_collaborative_prompt(prompt: Prompt, examples: tuple[Example, ...], data: PruningData) -> list[Example]:
     """The examples with the prompt in front, without a loss on it.
 
@@ -190,11 +173,3 @@ def with_collaborative_prompt(prompt: Prompt, examples: tuple[Example, ...], dat
 def gate_kinds(config: CompressoConfig, anatomy: Anatomy) -> GateKinds:
     layers = tuple(range(config.protect_first, len(anatomy.layers) - config.protect_last))
     return GateKinds(config.head_gates, config.query_head_gates, config.channel_gates, config.hidden_gates, layers)
-
-
-def fingerprint(config: PrunerConfig, budget: Budget, seed: int, examples: list[Example]) -> str:
-    """Hash of what decides the outcome of a run, but for the model, whose folder this is."""
-    digest = hashlib.sha256(json.dumps([config.model_dump(mode="json"), budget.sparsity, budget.basis, seed], sort_keys=True).encode())
-    for example in examples:
-        digest.update(example.prompt_tokens.to_bytes(4, "little") + example.tokens.numpy().tobytes())
-    return digest.hexdigest()

@@ -94,6 +94,15 @@ class GateSet:
         parts: Sequence[Tensor] = values[kind].split(self._sizes[kind])
         return tuple(part if len(part) else None for part in parts)
 
+    def sparsity_of_vectors(self, probabilities: dict[str, Tensor]) -> Tensor:
+        """(vectors,) expected fraction of units that goes, of each layer's KV groups and of each layer's channels."""
+        vectors = [part for kind in ("kv_groups", "ffn") for part in self.split(kind, probabilities) or () if part is not None]
+        return torch.stack([1 - part.mean() for part in vectors])
+
+    @property
+    def num_vectors(self) -> int:
+        return sum(count > 0 for kind in ("kv_groups", "ffn") for count in self._sizes[kind])
+
     def clamp(self) -> None:
         for parameter in self.log_alpha.values():
             clamp_log_alpha(parameter)

@@ -66,6 +66,14 @@ def harden(gates: GateSet, anatomy: Anatomy, budget: Budget, survivors: Survivor
     return Hardened(masks, values, shift)
 
 
+@torch.no_grad()
+def deterministic_values(gates: GateSet, anatomy: Anatomy) -> dict[str, Tensor]:
+    """Rule 2 alone, by kind: the gates as they stand without noise, 0 where they go and soft where they stay."""
+    log_alpha = {kind: parameter.detach().cpu() for kind, parameter in gates.log_alpha.items()}
+    kept = round_counts(gates, anatomy, log_alpha)
+    return {kind: gates.distribution.deterministic(log_alpha[kind]) * mask for kind, mask in kept.items()}
+
+
 def landing_shift(gates: GateSet, size: ExpectedSize, params: int) -> float:
     """What to add to every log-alpha for an expected size of `params`, by bisection (the size rises with the shift)."""
     low, high = -MOST_SHIFT, MOST_SHIFT

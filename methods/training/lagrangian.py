@@ -13,13 +13,13 @@ class Lagrangian:
     learning rate whatever the gap. Source: Compresso's code (spec section 8); Wang et al., arXiv 1910.04732.
 
     Attributes:
-        multipliers: (2,) float32, lambda1 and lambda2; give them to an optimiser with `maximize=True`.
+        multipliers: (2, constraints) float32, lambda1 and lambda2; give them to an optimiser with `maximize=True`.
     """
 
-    def __init__(self, device: torch.device | str = "cpu") -> None:
-        self.multipliers = nn.Parameter(torch.zeros(2, device=device))
+    def __init__(self, device: torch.device | str = "cpu", constraints: int = 1) -> None:
+        self.multipliers = nn.Parameter(torch.zeros(2, constraints, device=device))
 
     def __call__(self, sparsity: Tensor, target: float) -> Tensor:
-        """The penalty, a scalar; `sparsity` is the expected one, with its gradient."""
+        """The penalty, a scalar; `sparsity` is the expected one of each constraint, with its gradient."""
         gap = (sparsity - target).to(self.multipliers.dtype)
-        return self.multipliers[0] * gap + self.multipliers[1] * gap.square()
+        return (self.multipliers[0] * gap + self.multipliers[1] * gap.square()).sum()

@@ -35,7 +35,10 @@ Loss = Callable[[Pack], Tensor]
 
 @dataclass(frozen=True)
 class LearnerSettings:
-    """What is attached to the model; `rank` 0 means no adapters."""
+    """What is attached to the model; `rank` 0 means no adapters.
+
+    is_uniform: every layer's groups and channels meet the target on their own, each with its own multipliers.
+    """
 
     rank: int
     alpha: float
@@ -46,6 +49,7 @@ class LearnerSettings:
     survivors: Survivors
     batch_tokens: int
     gradient_checkpointing: bool = False
+    is_uniform: bool = False
 
 
 class MaskLearner(Learner):
@@ -71,10 +75,11 @@ class MaskLearner(Learner):
         self.generator = torch.Generator().manual_seed(seed)
         self.gates = GateSet(self.anatomy, settings.kinds, self.generator, distribution=HardConcrete(settings.temperature), device=device)
         self.gates.clamp()
-        self.lagrangian = Lagrangian(device)
+        self.lagrangian = Lagrangian(device, self.gates.num_vectors if settings.is_uniform else 1)
         self.sampler = PackSampler(examples, settings.batch_tokens, seed)
         self.live = Gates()
         self.tokens_seen = 0
+        self._text_name = ""
         self.adapters: Adapters | None = None
         self._applied: AppliedGates | None = None
         self._trainable: dict[str, bool] = {}
@@ -113,6 +118,14 @@ class MaskLearner(Learner):
             self.model.gradient_checkpointing_disable()
         self.model.eval()
 
+    def use_text(self, examples: Sequence[Example], name: str) -> None:
+        """Other training text from now on; a resumed run that had begun it goes on where it was."""
+        started = self._text_name == name
+        place = (self.sampler.epoch, self.sampler.index) if started else (0, 0)
+        self.sampler = PackSampler(examples, self.settings.batch_tokens, self.sampler.seed)
+        self.sampler.go_to(*place)
+        self._text_name = name
+
     def next_pack(self) -> Pack:
         pack = self.sampler.next()
         self.tokens_seen += pack.num_tokens
@@ -138,6 +151,12 @@ class MaskLearner(Learner):
         return hardened.masks
 
     @property
+    def gated_fraction(self) -> float:
+        """Fraction of the dense parameters that would go with all gates closed."""
+        closed = {kind: torch.zeros_like(parameter) for kind, parameter in self.gates.log_alpha.items()}
+        return self.size.sparsity(self.gates.as_open(closed)).item()
+
+    @property
     def lora_parameters(self) -> list[nn.Parameter]:
         return [] if self.adapters is None else list(self.adapters.parameters.values())
 
@@ -147,7 +166,8 @@ class MaskLearner(Learner):
         return state | ({} if self.adapters is None else self.adapters.tensors())
 
     def facts(self) -> dict[str, Any]:
-        return {"epoch": self.sampler.epoch, "index": self.sampler.index, "tokens_seen": self.tokens_seen}
+        place = {"text": self._text_name, "epoch": self.sampler.epoch, "index": self.sampler.index}
+        return place | {"tokens_seen": self.tokens_seen}
 
     @torch.no_grad()
     def load(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
@@ -157,7 +177,8 @@ class MaskLearner(Learner):
         self.generator.set_state(tensors["generator"])
         if self.adapters is not None:
             self.adapters.load(tensors)
-        self.sampler.go_to(facts["epoch"], facts["index"])
+        self._text_name = facts["text"]
+        self.sampler.go_to(facts["epoch"], facts["index"])  # the stage that has other text brings it when it is entered
         self.tokens_seen = facts["tokens_seen"]
 
 
@@ -207,6 +228,7 @@ class LearnMasks(TrainingStage):
     """LoRA alone for `warmup_steps`, then LoRA, gates and multipliers together, the target rising for `ramp_steps`."""
 
     name = "learning masks"
+    loss_name = "lm_loss"
 
     def __init__(
         self,
@@ -244,7 +266,7 @@ class LearnMasks(TrainingStage):
         is_pruning = step >= self.warmup_steps
         self._set_lora_lr(decayed(self.lora_lr, step, self.steps, "linear"))
         loss, tokens = self._accumulate(self.accumulation, draw=is_pruning)
-        values = {"lm_loss": loss}
+        values = {self.loss_name: loss}
         if is_pruning:
             values |= self._press(step - self.warmup_steps)
         self._update()
@@ -257,8 +279,11 @@ class LearnMasks(TrainingStage):
         target = target_sparsity(pruning_step, self.ramp_steps, learner.budget.sparsity, ramp=self.ramp)
         probabilities = learner.gates.probabilities()
         sparsity = learner.size.sparsity(learner.gates.as_open(probabilities))
-        learner.lagrangian(sparsity, target).backward()
-        lambda1, lambda2 = learner.lagrangian.multipliers.tolist()
+        if learner.settings.is_uniform:
+            learner.lagrangian(learner.gates.sparsity_of_vectors(probabilities), target / learner.gated_fraction).backward()
+        else:
+            learner.lagrangian(sparsity, target).backward()
+        lambda1, lambda2 = learner.lagrangian.multipliers.mean(1).tolist()
         return {
             "expected_sparsity": sparsity.item(),
             "target_sparsity": target,
@@ -270,15 +295,27 @@ class LearnMasks(TrainingStage):
 
 
 class FineTune(TrainingStage):
-    """LoRA alone, on the model as the decided gates leave it."""
+    """LoRA alone, on the model as the decided gates leave it; `examples` replace the learner's text where given."""
 
     name = "fine-tuning"
 
-    def __init__(self, learner: MaskLearner, loss: Loss, *, steps: int, lora_lr: float, decay: Decay, accumulation: int) -> None:
+    def __init__(
+        self,
+        learner: MaskLearner,
+        loss: Loss,
+        *,
+        steps: int,
+        lora_lr: float,
+        decay: Decay,
+        accumulation: int,
+        examples: Sequence[Example] | None = None,
+    ) -> None:
         super().__init__(learner, loss, steps)
-        self.lora_lr, self.decay, self.accumulation = lora_lr, decay, accumulation
+        self.lora_lr, self.decay, self.accumulation, self.examples = lora_lr, decay, accumulation, examples
 
     def enter(self) -> None:
+        if self.examples is not None:
+            self.learner.use_text(self.examples, self.name)
         hardened = self.learner.harden()
         self.learner.gates.as_gates(hardened.values, self.learner.live)
         self._decided = {

@@ -1,0 +1,127 @@
+"""The losses between student and teacher, computed where the student's states arise, so that memory grows by one set only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from models.anatomy import Anatomy
+
+KLReduction = Literal["sequence", "token"]
+
+CHUNK = 256  # positions whose softmax is held at once
+
+
+class _MaskedMSE(torch.autograd.Function):
+    """Mean of (teacher - student)^2 where the student is not zero, in float32; keeps only its two inputs."""
+
+    @staticmethod
+    def forward(context: Any, student: Tensor, teacher: Tensor) -> Tensor:
+        context.save_for_backward(student, teacher)
+        live = student != 0
+        context.count = live.sum().clamp(min=1)
+        return ((teacher.float() - student.float()).square() * live).sum() / context.count
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        student, teacher = context.saved_tensors
+        difference = (student.float() - teacher.float()) * (student != 0)
+        return (difference * (2 * gradient / context.count)).to(student.dtype), None
+
+
+def layer_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean squared difference of one layer's states over the dimensions that the student has; a float32 scalar.
+
+    Source: NutePrune's code (spec section 5), in float32 instead of half precision.
+    """
+    return _MaskedMSE.apply(student, teacher)
+
+
+class _KL(torch.autograd.Function):
+    """tau^2 * KL(softmax(teacher / tau) || softmax(student / tau)), summed over positions, a chunk at a time."""
+
+    @staticmethod
+    def forward(context: Any, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+        context.save_for_backward(student, teacher)
+        context.temperature = temperature
+        total = torch.zeros((), dtype=torch.float32, device=student.device)
+        for ours, theirs in zip(student.split(CHUNK), teacher.split(CHUNK), strict=True):
+            log_ours = torch.log_softmax(ours.float() / temperature, -1)
+            log_theirs = torch.log_softmax(theirs.float() / temperature, -1)
+            total += (log_theirs.exp() * (log_theirs - log_ours)).sum()
+        return total * temperature**2
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        student, teacher = context.saved_tensors
+        tau = context.temperature
+        result = torch.empty_like(student)
+        for slot, ours, theirs in zip(result.split(CHUNK), student.split(CHUNK), teacher.split(CHUNK), strict=True):
+            slot.copy_((torch.softmax(ours.float() / tau, -1) - torch.softmax(theirs.float() / tau, -1)) * (gradient * tau))
+        return result, None, None
+
+
+def kl_loss(student: Tensor, teacher: Tensor, *, temperature: float, sequences: int, reduction: KLReduction) -> Tensor:
+    """Temperature-scaled KL of (positions, vocabulary) logits; a float32 scalar.
+
+    Args:
+        sequences: in the batch.
+        reduction: "sequence" divides the sum over all positions by the sequences alone (the official scale, on which the
+            Lagrangian's balance rests); "token" is the mean over positions.
+    """
+    total: Tensor = _KL.apply(student, teacher, temperature)
+    return total / (sequences if reduction == "sequence" else len(student))
+
+
+@dataclass
+class LayerStates:
+    """Reads the state after every layer as a forward pass goes: kept of a teacher, compared at once for a student.
+
+    As transformers' `hidden_states` has it, the last one is after the final norm and the embedding is left out.
+    """
+
+    teacher: list[Tensor] = field(default_factory=list)
+    loss: Tensor | None = None
+
+    @contextmanager
+    def kept(self, model: PreTrainedModel, anatomy: Anatomy) -> Iterator[None]:
+        """Within it, a forward pass fills `teacher`."""
+        self.teacher.clear()
+        with _hooked(model, anatomy, lambda _, state: self.teacher.append(state)):
+            yield
+
+    @contextmanager
+    def compared(self, model: PreTrainedModel, anatomy: Anatomy) -> Iterator[None]:
+        """Within it, a forward pass sums the layer losses against `teacher` into `loss`."""
+        self.loss = None
+
+        def compare(index: int, state: Tensor) -> None:
+            here = layer_loss(state, self.teacher[index].to(state.device))
+            self.loss = here if self.loss is None else self.loss + here.to(self.loss.device)
+
+        with _hooked(model, anatomy, compare):
+            yield
+
+
+@contextmanager
+def _hooked(model: PreTrainedModel, anatomy: Anatomy, act: Any) -> Iterator[None]:
+    paths = [layer.path for layer in anatomy.layers[:-1]] + [anatomy.final_norm]
+
+    def reader(index: int) -> Any:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            act(index, output[0] if isinstance(output, tuple) else output)
+
+        return hook
+
+    handles = [model.get_submodule(path).register_forward_hook(reader(i)) for i, path in enumerate(paths)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

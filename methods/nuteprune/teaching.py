@@ -1,0 +1,139 @@
+"""Student and teacher on one set of weights: the teacher is a forward pass with other gates and other adapters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from methods.nuteprune.distillation import KLReduction, LayerStates, kl_loss
+from methods.nuteprune.snapshots import SnapshotManager
+from methods.training.hardening import deterministic_values
+from methods.training.learner import LearnMasks, MaskLearner
+from methods.training.packing import Pack
+from models.soft_masks import Gates
+
+GATE = "gate."
+LORA = "lora."
+
+
+class TaughtLearner(MaskLearner):
+    """A learner whose past selves are kept as teachers."""
+
+    teachers: SnapshotManager
+
+    def facts(self) -> dict[str, Any]:
+        return super().facts() | {"teachers": self.teachers.facts()}
+
+    def load(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        super().load(tensors, facts)
+        self.teachers.load(facts["teachers"])
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """The student as a teacher: its deterministic gates and its adapters."""
+        values = deterministic_values(self.gates, self.anatomy)
+        lora = {} if self.adapters is None else self.adapters.tensors()
+        return {GATE + kind: value for kind, value in values.items()} | {LORA + name: tensor for name, tensor in lora.items()}
+
+    @torch.no_grad()
+    def teacher_logits(self, pack: Pack, index: int | None) -> Tensor:
+        """(positions, vocabulary) logits of a snapshot, or of the dense model for None.
+
+        The student's gates, adapters and gradients are the same objects before and after: other gates are handed to the hooks
+        and other adapter tensors to this one call.
+        """
+        if index is None:
+            gates: dict[str, Tensor] = {}
+            lora = {name: torch.zeros_like(p) for name, p in self._lora().items() if ".lora_B." in name}
+        else:
+            found = self.teachers.load_snapshot(index, self.model.device)
+            gates = {name.removeprefix(GATE): tensor for name, tensor in found.items() if name.startswith(GATE)}
+            lora = {name.removeprefix(LORA): tensor for name, tensor in found.items() if name.startswith(LORA)}
+        student = Gates(**vars(self.live))
+        try:
+            self.gates.as_gates(gates, self.live)
+            return torch.func.functional_call(self.model, lora, (), _inputs(pack)).logits[0]
+        finally:
+            for name, value in vars(student).items():
+                setattr(self.live, name, value)
+
+    def _lora(self) -> dict[str, Any]:
+        return {} if self.adapters is None else self.adapters.parameters
+
+
+class Distill(LearnMasks):
+    """`LearnMasks` with the distillation loss; adapters rest for the first `mask_only_steps`."""
+
+    name = "distilling masks"
+    learner: TaughtLearner
+
+    def __init__(
+        self,
+        learner: TaughtLearner,
+        *,
+        distils: bool,
+        kl_weight: float,
+        layer_weight: float,
+        lm_weight: float,
+        kl_temperature: float,
+        kl_reduction: KLReduction,
+        mask_only_steps: int,
+        **stage: Any,
+    ) -> None:
+        super().__init__(learner, self._loss, warmup_steps=0, **stage)
+        self.loss_name = "distillation_loss" if distils else "lm_loss"
+        self.distils, self.mask_only_steps = distils, mask_only_steps
+        self.kl_weight, self.layer_weight, self.lm_weight = kl_weight, layer_weight, lm_weight
+        self.kl_temperature, self.kl_reduction = kl_temperature, kl_reduction
+        self._step = 0
+        self._parts: dict[str, float] = {}
+
+    def step(self, step: int) -> dict[str, float]:
+        self._step, self._parts = step, {}
+        return super().step(step) | self._parts
+
+    def _loss(self, pack: Pack) -> Tensor:
+        learner, model = self.learner, self.learner.model
+        pack = pack.to(model.device)
+        if not self.distils:
+            logits: Tensor = model(**_inputs(pack)).logits[0]
+            return _lm(logits, pack)
+        index = learner.teachers.select(self.steps - self._step)
+        states = LayerStates()
+        with states.kept(model, learner.anatomy):
+            theirs = learner.teacher_logits(pack, index)
+        with states.compared(model, learner.anatomy):
+            ours: Tensor = model(**_inputs(pack)).logits[0]
+        assert states.loss is not None
+        sequences = int((pack.position_ids == 0).sum())
+        kl = kl_loss(ours, theirs, temperature=self.kl_temperature, sequences=sequences, reduction=self.kl_reduction)
+        loss = self.kl_weight * kl + self.layer_weight * states.loss.to(kl.device)
+        self._parts = {
+            "kl_loss": kl.item(),
+            "layer_loss": states.loss.item(),
+            "teacher_sparsity": 0.0 if index is None else learner.teachers.sparsities[index],
+        }
+        return loss + self.lm_weight * _lm(ours, pack) if self.lm_weight else loss
+
+    def _press(self, pruning_step: int) -> dict[str, float]:
+        values = super()._press(pruning_step)
+        sparsity, teachers = values["expected_sparsity"], self.learner.teachers
+        if teachers.wants(sparsity):
+            teachers.store(sparsity, self.learner.snapshot())
+        teachers.note(sparsity, self.steps - self._step - 1)
+        return values
+
+    def _update(self) -> None:
+        if self._step < self.mask_only_steps:
+            for parameter in self.learner.lora_parameters:
+                parameter.grad = None
+        super()._update()
+
+
+def _inputs(pack: Pack) -> dict[str, Any]:
+    return {"input_ids": pack.tokens, "position_ids": pack.position_ids, "use_cache": False}
+
+
+def _lm(logits: Tensor, pack: Pack) -> Tensor:
+    return torch.nn.functional.cross_entropy(logits[pack.predict_at].float(), pack.targets.to(logits.device))

@@ -75,7 +75,10 @@ def page(records: list[Any], command: str) -> str:
         f"Model {some.run.model}; calibration {calibration['source']}, {calibration['num_samples']} samples of "
         f"{calibration['seq_len']} tokens; sparsity counts the decoder layers' parameters. Token perplexity, lower is better:",
         "",
-        *(f"- `{task}`: n = {scored[task].n}, split {scored[task].split} ({scored[task].source})" for task in tasks),
+        *(
+            f"- `{task}`: n = {scored[task].n} of {scored[task].extra.get('n_available', '?')} blocks, split {scored[task].split} ({scored[task].source})"
+            for task in tasks
+        ),
         "",
         "`random` is the mean of its seeds with their standard deviation; the others draw nothing but the calibration text.",
         "Seconds and peak memory are those of the prune stage on this machine.",

@@ -59,6 +59,10 @@ def label(record: Any) -> str:
     return DESCRIPTIONS.get((record.run.method, key), record.run.method)
 
 
+def task_line(task: Any) -> str:
+    return f"- `{task.task}`: n = {task.n} of {task.extra.get('n_available', '?')} blocks, split {task.split} ({task.source})"
+
+
 def task_values(record: Any) -> dict[str, float]:
     return {task.task: task.value for score in record.metrics.scores for task in score.tasks}
 
@@ -75,10 +79,7 @@ def page(records: list[Any], command: str) -> str:
         f"Model {some.run.model}; calibration {calibration['source']}, {calibration['num_samples']} samples of "
         f"{calibration['seq_len']} tokens; sparsity counts the decoder layers' parameters. Token perplexity, lower is better:",
         "",
-        *(
-            f"- `{task}`: n = {scored[task].n} of {scored[task].extra.get('n_available', '?')} blocks, split {scored[task].split} ({scored[task].source})"
-            for task in tasks
-        ),
+        *(task_line(scored[task]) for task in tasks),
         "",
         "`random` is the mean of its seeds with their standard deviation; the others draw nothing but the calibration text.",
         "Seconds and peak memory are those of the prune stage on this machine.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import socket
 import time
 from collections.abc import Iterator, Sequence
@@ -47,6 +48,7 @@ class RayExecutor:
             ray.init(
                 address=address,
                 log_to_driver=False,
+                logging_level=logging.ERROR,
                 include_dashboard=False if address is None else None,
                 runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
             )

@@ -173,6 +173,10 @@ class _CellRun:
             slice_inputs = {"artifacts": kept, "model": cell.model.model_dump(mode="json")}
             sliced = self._stage("slice", slice_inputs, lambda work, scratch: stages.slice_(work, scratch, prune["result"]))
             checkpoint_hash = hash_value(sliced["artifacts"])
+            if cell.recovery != "none" and prune["result"].get("unstructured_zeros") is not None:
+                raise stages.Unsupported(
+                    f"recovery {cell.recovery} would fill the zeros that {cell.method} set; it has no smaller shape to keep"
+                )
             if cell.recovery != "none":
                 recover = self._stage("recover", {**cell.recover_inputs(), "checkpoint": checkpoint_hash}, stages.recover)
                 checkpoint_hash = hash_value(recover["artifacts"])

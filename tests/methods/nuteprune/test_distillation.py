@@ -1,0 +1,74 @@
+"""The losses have the official scale, ignore what the student lost, and have right gradients (spec section 5)."""
+
+import pytest
+import torch
+
+from methods.nuteprune.distillation import LayerStates, kl_loss, layer_loss
+from models.anatomy import Anatomy
+from models.tiny import FAMILIES, random_tokens, tiny_model
+
+
+def draw(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def kl(student, teacher, sequences=1, reduction="sequence"):
+    return kl_loss(student, teacher, temperature=2 / 3, sequences=sequences, reduction=reduction)
+
+
+def test_kl_equals_its_definition_and_its_gradient():
+    student, teacher = draw(600, 7).requires_grad_(), draw(600, 7, seed=1)
+    reference_input = student.detach().clone().requires_grad_()
+    tau = 2 / 3
+    reference = (
+        torch.nn.functional.kl_div(torch.log_softmax(reference_input / tau, -1), torch.softmax(teacher / tau, -1), reduction="sum")
+        * tau**2
+        / 3
+    )
+    ours = kl(student, teacher, sequences=3)
+    torch.testing.assert_close(ours, reference)
+    ours.backward()
+    reference.backward()
+    torch.testing.assert_close(student.grad, reference_input.grad)
+
+
+def test_longer_sequences_count_more_and_more_sequences_do_not():
+    student, teacher = draw(10, 7), draw(10, 7, seed=1)
+    once = kl(student, teacher)
+    twice = student.repeat(2, 1), teacher.repeat(2, 1)
+    torch.testing.assert_close(kl(*twice), 2 * once)
+    torch.testing.assert_close(kl(*twice, sequences=2), once)
+    torch.testing.assert_close(kl(*twice, reduction="token"), once / 10)
+
+
+def test_layer_loss_equals_its_definition_and_its_gradient():
+    student, teacher = draw(1, 9, 8), draw(1, 9, 8, seed=1)
+    student[..., 2:4] = 0
+    student.requires_grad_()
+    other = student.detach().clone().requires_grad_()
+    live = other != 0
+    reference = (teacher - other)[live].square().mean()
+    ours = layer_loss(student, teacher)
+    torch.testing.assert_close(ours, reference)
+    ours.backward()
+    reference.backward()
+    torch.testing.assert_close(student.grad, other.grad)
+
+
+def test_what_the_student_lost_does_not_count():
+    student, teacher = draw(1, 9, 8), draw(1, 9, 8, seed=1)
+    student[..., 2:4] = 0
+    changed = teacher.clone()
+    changed[..., 2:4] += 5
+    assert torch.equal(layer_loss(student, teacher), layer_loss(student, changed))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_states_are_those_that_transformers_returns(family):
+    model = tiny_model(family)
+    states = LayerStates()
+    with torch.no_grad(), states.kept(model, Anatomy.from_model(model)):
+        reference = model(random_tokens(), output_hidden_states=True).hidden_states[1:]
+    assert len(states.teacher) == len(reference)
+    for ours, theirs in zip(states.teacher, reference, strict=True):
+        assert torch.equal(ours, theirs)

@@ -237,6 +237,9 @@ def table_data(table: Table, entries: list[Entry], name: str, opens: str, suites
     if views:
         views.append(("all", "everything"))
     columns = [_column_data(c, table) for c in table.columns]
+    if not suites:
+        views = []
+        columns = [{**c, "group": "always"} for c in columns]
     return {
         "name": name,
         "opens": opens,

@@ -44,18 +44,20 @@
     tooltip.style.left = Math.max(6, Math.min(x + 12, innerWidth - box.width - 6)) + "px";
     tooltip.style.top = (y + 18 + box.height > innerHeight ? Math.max(6, y - box.height - 10) : y + 18) + "px";
   };
-  const hideTip = () => { tooltip.hidden = true; };
+  let focusTip = null;
+  const hideTip = () => { tooltip.hidden = true; focusTip = null; };
+  const tipAtFocus = () => { const box = focusTip.getBoundingClientRect(); showTip(focusTip, box.left + box.width / 2, box.bottom - 10); };
   const tipOf = (event) => event.target.closest && event.target.closest("[data-tip]");
-  document.addEventListener("pointermove", (e) => { const t = tipOf(e); if (t) showTip(t, e.clientX, e.clientY); else hideTip(); });
+  document.addEventListener("pointermove", (e) => { const t = tipOf(e); if (t) showTip(t, e.clientX, e.clientY); else if (!focusTip) hideTip(); });
   document.addEventListener("focusin", (e) => {
     const t = tipOf(e);
     if (!t || !e.target.matches(":focus-visible")) return hideTip();
-    const box = t.getBoundingClientRect();
-    showTip(t, box.left + box.width / 2, box.bottom - 10);
+    focusTip = t;
+    tipAtFocus();
   });
   document.addEventListener("focusout", hideTip);
   document.addEventListener("keydown", (e) => { if (e.key === "Escape") hideTip(); });
-  addEventListener("scroll", hideTip, { passive: true, capture: true });
+  addEventListener("scroll", () => { if (focusTip) tipAtFocus(); else hideTip(); }, { passive: true, capture: true });
 
   // --- tables. A cell is [sort, text, sub, tip, low, high]; 0 stands for a missing one
   const MISSING = [null, "–"];
@@ -277,7 +279,7 @@
       const mine = pairs.rows.filter((_, i) => pairs.pair[i].includes(entry));
       if (mine.length) {
         out.push(make("h3", { text: "Against the others" }));
-        const keys = ["a", "b", "suite", "difference", "p", "verdict"];
+        const keys = ["a", "b", "suite", "difference", "p", "verdict", "test"];
         out.push(simpleTable("Comparisons", keys.map((k) => { const c = pairs.columns.find((x) => x.key === k); return [c.label, c.num, c.wrap]; }),
           mine.slice(0, 60).map((p) => keys.map((k) => { const c = p[pairs.columns.findIndex((x) => x.key === k)] || MISSING; return `${c[1]} ${c[2] || ""}`.trim(); }))));
       }

@@ -10,6 +10,8 @@ import numpy as np
 
 from leaderboard.record import Estimate, LayerShape, Metrics, ProtocolScore, Record, RunBlock, TaskScore, cell_dir, write_record
 
+LAYER = LayerShape(layer=0, kv_groups_kept=1, kv_groups_total=2, q_heads_kept=2, q_heads_total=4, ffn_kept=5, ffn_total=8)
+
 
 def task(name: str, hits: Sequence[int], chance: float = 0.25, **more: Any) -> TaskScore:
     values = np.asarray(hits, dtype=float)

@@ -65,9 +65,9 @@ def matrix_rate(model: Any) -> float:
     for out_features, in_features in shapes:
         left, weight = torch.randn(512, in_features), torch.randn(out_features, in_features)
         for _ in range(20):
-            started = time.perf_counter()
+            started = clock()
             F.linear(left, weight)
-            best = max(best, 2 * 512 * out_features * in_features / (time.perf_counter() - started))
+            best = max(best, 2 * 512 * out_features * in_features / (clock() - started))
     return best
 
 
@@ -103,7 +103,7 @@ def floor_operations(model: Any, sequences: list[tuple[list[int], int]], generat
     return total + generated * 2 * (block + head.weight.numel())
 
 
-def build_instances(suite: str, items: int, per_subject: int, per_task: int, data: Path | None) -> tuple[list[Any], int]:
+def build_instances(suite: str, arguments: argparse.Namespace) -> tuple[list[Any], int]:
     """Harness requests of a suite, and how many documents they come from."""
     from evaluation.catalogue import known_tasks
     from evaluation.harness import build_requests, build_task
@@ -112,11 +112,14 @@ def build_instances(suite: str, items: int, per_subject: int, per_task: int, dat
 
     name, shots = SUITES[suite]
     definition = known_tasks()[name]
-    count = {"mmlu": per_subject, "bbh": per_task}.get(suite, items)
+    count = {"mmlu": arguments.per_subject, "bbh": arguments.per_task}.get(suite, arguments.items)
     instances: list[Any] = []
     documents = 0
-    for stratum in definition.all_strata:
-        rows = load_task_data(definition, stratum, ("data-dir", "embedded"), data, shots)
+    strata = definition.all_strata
+    if arguments.strata:
+        strata = strata[:: max(1, len(strata) // arguments.strata)][: arguments.strata]
+    for stratum in strata:
+        rows = load_task_data(definition, stratum, ("data-dir", "embedded"), arguments.data, shots)
         chosen = chosen_indices(len(rows.rows), count, 0, name, stratum)
         task = build_task(definition, stratum, shots, [rows.rows[i] for i in chosen], rows.fewshot)
         groups = build_requests(task)
@@ -125,10 +128,13 @@ def build_instances(suite: str, items: int, per_subject: int, per_task: int, dat
     return instances, documents
 
 
+clock = time.perf_counter
+
+
 def timed(call: Callable[[], Any]) -> tuple[float, Any]:
-    started = time.perf_counter()
+    started = clock()
     result = call()
-    return time.perf_counter() - started, result
+    return clock() - started, result
 
 
 def run_suite(suite: str, model: Any, tokenizer: Any, arguments: argparse.Namespace) -> Line:
@@ -137,9 +143,7 @@ def run_suite(suite: str, model: Any, tokenizer: Any, arguments: argparse.Namesp
 
     from evaluation.engine.engine import Engine
 
-    instances, documents = build_instances(
-        suite, arguments.items, arguments.per_subject, arguments.per_task, arguments.data
-    )
+    instances, documents = build_instances(suite, arguments)
     kind = instances[0].request_type
     engine = Engine(model, tokenizer)
     ours = getattr(engine, "generate_until" if kind == "generate_until" else "loglikelihood")
@@ -201,8 +205,10 @@ def main() -> int:
     parser.add_argument("--items", type=int, default=100, help="documents of each single task")
     parser.add_argument("--per-subject", type=int, default=25, help="MMLU documents a subject")
     parser.add_argument("--per-task", type=int, default=25, help="BBH documents a task")
+    parser.add_argument("--strata", type=int, default=0, help="only so many MMLU subjects and BBH tasks; 0 for all")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: of this process, on a busy machine")
     parser.add_argument("--json", type=Path, default=None, help="also write the lines there")
     arguments = parser.parse_args()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -214,6 +220,9 @@ def main() -> int:
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     torch.set_num_threads(arguments.threads)
+    if arguments.clock == "cpu":
+        global clock
+        clock = time.process_time
     loaded = load_model(ModelSpec(name=arguments.model, dtype="float32"))
     header = (
         f"{'suite':<12}{'docs':>6}{'requests':>9}{'hf s':>9}{'batch':>6}{'ours s':>9}{'ratio':>7}"

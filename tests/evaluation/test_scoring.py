@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.evaluation.conftest import VOCAB_SIZE, small_model
 
 from evaluation.engine import scoring
 from evaluation.engine.head import Head
@@ -16,6 +15,7 @@ from evaluation.engine.scoring import Scorer, ScoreRequest, make_scorer, plain_s
 from models.anatomy import Anatomy
 from models.slice import slice_model
 from models.tiny import FAMILIES, random_masks
+from tests.evaluation.conftest import VOCAB_SIZE, small_model
 
 
 def some_requests(seed: int = 0, count: int = 12) -> list[ScoreRequest]:

@@ -97,7 +97,13 @@ class MaskLearner(Learner):
                 projections=settings.projections,
                 generator=self.generator,
             )
-        self._applied = apply_gates(model, self.anatomy, self.live, mlp_placement=settings.mlp_placement)
+        self._applied = apply_gates(
+            model,
+            self.anatomy,
+            self.live,
+            mlp_placement=settings.mlp_placement,
+            keeps_factors=not settings.gradient_checkpointing,
+        )
         if settings.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             model.train()  # transformers recomputes in train mode only

@@ -211,7 +211,8 @@ def changed_weights(
     after = model.state_dict()
     if extra := sorted((after.keys() ^ before.keys()) - (may_appear & after.keys())):
         raise PrunebenchError(f"method {method} left {extra[0]!r} added or removed; it may change values of weights, not their set.")
-    changed = {}
+    changed: dict[str, Tensor] = {}
+    stored: set[int] = set()  # tied tensors (an embedding and its head) are one, under the first of their names
     for name, tensor in after.items():
         shape, digest = before.get(name, (tensor.shape, None))
         if tensor.shape != shape:
@@ -220,7 +221,9 @@ def changed_weights(
         if _hash_tensor(tensor) != digest:
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 raise PrunebenchError(f"method {method} left NaN or infinite values in {name}.")
-            changed[name] = tensor.detach().cpu()
+            if tensor.data_ptr() not in stored:
+                changed[name] = tensor.detach().cpu()
+            stored.add(tensor.data_ptr())
     return changed
 
 

@@ -15,7 +15,7 @@ from models.anatomy import Anatomy
 
 KLReduction = Literal["sequence", "token"]
 
-CHUNK = 256  # positions whose softmax is held at once
+CHUNK = 32  # positions whose softmax is held at once
 
 
 class _MaskedMSE(torch.autograd.Function):
@@ -44,33 +44,35 @@ def layer_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 class _KL(torch.autograd.Function):
-    """tau^2 * KL(softmax(teacher / tau) || softmax(student / tau)), summed over positions, a chunk at a time."""
+    """tau^2 * KL(softmax(teacher / tau) || softmax(student / tau)), summed over positions, a chunk at a time.
+
+    The gradient is made on the way, in the teacher's place, so that neither set of logits lives until the backward pass.
+    """
 
     @staticmethod
     def forward(context: Any, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-        context.save_for_backward(student, teacher)
-        context.temperature = temperature
         total = torch.zeros((), dtype=torch.float32, device=student.device)
         for ours, theirs in zip(student.split(CHUNK), teacher.split(CHUNK), strict=True):
             log_ours = torch.log_softmax(ours.float() / temperature, -1)
             log_theirs = torch.log_softmax(theirs.float() / temperature, -1)
-            total += (log_theirs.exp() * (log_theirs - log_ours)).sum()
+            chance = log_theirs.exp()
+            total += torch.dot(chance.flatten(), log_theirs.sub_(log_ours).flatten())
+            theirs.copy_(log_ours.exp_().sub_(chance).mul_(temperature))
+        context.of_student = teacher
         return total * temperature**2
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        student, teacher = context.saved_tensors
-        tau = context.temperature
-        result = torch.empty_like(student)
-        for slot, ours, theirs in zip(result.split(CHUNK), student.split(CHUNK), teacher.split(CHUNK), strict=True):
-            slot.copy_((torch.softmax(ours.float() / tau, -1) - torch.softmax(theirs.float() / tau, -1)) * (gradient * tau))
-        return result, None, None
+        of_student = context.of_student
+        del context.of_student
+        return of_student.mul_(gradient), None, None
 
 
 def kl_loss(student: Tensor, teacher: Tensor, *, temperature: float, sequences: int, reduction: KLReduction) -> Tensor:
     """Temperature-scaled KL of (positions, vocabulary) logits; a float32 scalar.
 
     Args:
+        teacher: without gradient; its memory is used up.
         sequences: in the batch.
         reduction: "sequence" divides the sum over all positions by the sequences alone (the official scale, on which the
             Lagrangian's balance rests); "token" is the mean over positions.

@@ -13,7 +13,7 @@ def draw(*shape, seed=0):
 
 
 def kl(student, teacher, sequences=1, reduction="sequence"):
-    return kl_loss(student, teacher, temperature=2 / 3, sequences=sequences, reduction=reduction)
+    return kl_loss(student, teacher.clone(), temperature=2 / 3, sequences=sequences, reduction=reduction)
 
 
 def test_kl_equals_its_definition_and_its_gradient():

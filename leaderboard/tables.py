@@ -145,8 +145,8 @@ _FIRST = [
     Column("model", "Model", "always", "model that was pruned", False),
     Column("sparsity", "Sparsity", "always", "target: share of parameters removed (of all, or of the decoder blocks)"),
     Column("recovery", "Recovery", "always", "fine-tuning after pruning, equal for all methods", False),
-    Column("status", "Status", "always", "done, or why not", False),
 ]
+_STATUS = Column("status", "Status", "always", "done, or why not", False)
 _REST = [
     Column("params_total", "Params", "always", "all distinct parameters that remain", is_lower_better=True),
     Column("params_blocks", "Block params", "size", "projection weights in the decoder blocks that remain", is_lower_better=True),
@@ -168,7 +168,7 @@ _REST = [
 
 def leaderboard(entries: list[Entry], found: Comparisons) -> Table:
     """One row an entry: every column of the page."""
-    columns = [*_FIRST, *_suite_columns(entries), *_REST]
+    columns = [*_FIRST, *_suite_columns(entries), *_REST, _STATUS]
     rows = []
     for entry in entries:
         row = _base_row(entry)
@@ -243,11 +243,11 @@ def cells_table(entries: list[Entry]) -> tuple[Table, list[Record]]:
     suites = suite_ids(entries)
     columns = [
         Column("cell", "Cell", "always", "hash of the cell's config; its folder's name", False),
-        *_FIRST[:4],
+        *_FIRST,
         Column("seed", "Seed", "always", "seed of the cell"),
-        _FIRST[4],
         *[c for c in _suite_columns(entries) if c.key.endswith("|mean")],
         *[c for c in _REST if c.key in ("params_total", "prune_seconds", "total_seconds")],
+        _STATUS,
     ]
     rows: list[dict[str, Cell]] = []
     ids: list[int] = []

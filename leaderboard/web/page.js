@@ -172,7 +172,9 @@
           const inner = this.set.opens
             ? make("button", { type: "button", text: cell[1], "data-tip": cell[3] || null, onclick: () => openDetail(this.set.opens, this.set.ids[i]) })
             : make("span", { text: cell[1], "data-tip": cell[3] || null });
-          return make("th", { scope: "row" }, inner, cell[2] ? make("span", { class: "sub", text: cell[2] }) : null);
+          const status = this.index.status === undefined ? MISSING : this.cell(row, "status");
+          const pill = status[0] !== null && status[0] !== "done" ? make("span", { class: "status s-" + status[1].replaceAll(" ", "-"), text: status[1], "data-tip": status[3] || null }) : null;
+          return make("th", { scope: "row" }, inner, cell[2] ? make("span", { class: "sub", text: cell[2] }) : null, pill);
         }
         const td = make("td", { class: [c.num ? "n" : "", c.wrap ? "wrap" : ""].join(" ").trim() || null, "data-tip": cell[3] || null });
         if (c.key === "status") td.append(make("span", { class: "status s-" + String(cell[1]).replaceAll(" ", "-"), text: cell[1] }));

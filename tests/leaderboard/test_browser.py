@@ -60,7 +60,8 @@ class Tab:
         """Texts of one shown column."""
         heads = self.page.locator(f"[data-table={table}] thead button").evaluate_all("list => list.map(b => b.dataset.key)")
         return self.page.locator(f"[data-table={table}] tbody tr").evaluate_all(
-            "(rows, i) => rows.map(r => [...r.children[i].childNodes].filter(n => n.nodeType === 3).map(n => n.data).join(''))", heads.index(key)
+            "(rows, i) => rows.map(r => [...r.children[i].childNodes].filter(n => n.nodeType === 3).map(n => n.data).join(''))",
+            heads.index(key),
         )
 
 

@@ -7,8 +7,6 @@ import json
 import os
 import selectors
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,8 +16,8 @@ from pathlib import Path
 from experiments.artifacts import CellFolder
 from experiments.config import RunSettings
 from experiments.job import Job, Outcome
+from experiments.nursery import Nursery
 from experiments.progress import View
-from experiments.provenance import ROOT
 from experiments.stopping import Stop
 
 POLL_SECONDS = 0.5
@@ -33,7 +31,7 @@ class Running:
     """One worker process and what has come out of its pipe."""
 
     job: Job
-    process: subprocess.Popen[bytes]
+    pid: int
     pipe: int
     started: float = field(default_factory=time.monotonic)
     last_word: float = field(default_factory=time.monotonic)
@@ -49,6 +47,7 @@ class ProcessExecutor:
 
     def __init__(self, settings: RunSettings) -> None:
         self.settings = settings
+        self.nursery = Nursery()
 
     def execute(self, jobs: Sequence[Job], view: View, stop: Stop) -> Iterator[Outcome]:
         waiting = list(jobs)
@@ -65,7 +64,7 @@ class ProcessExecutor:
                 view.tick()
                 for worker in list(running):
                     self._watch(worker, stop)
-                    if worker.process.poll() is not None:
+                    if self.nursery.poll(worker.pid) is not None:
                         while self._read(worker, view):
                             pass
                         selector.unregister(worker.pipe)
@@ -73,9 +72,9 @@ class ProcessExecutor:
                         running.remove(worker)
                         yield worker.outcome or self._died(worker)
         finally:
+            self.nursery.close()
+            self.nursery = Nursery()
             for worker in running:
-                worker.process.kill()
-                worker.process.wait()
                 os.close(worker.pipe)
             selector.close()
 
@@ -84,25 +83,12 @@ class ProcessExecutor:
         folder.path.mkdir(parents=True, exist_ok=True)
         read_end, write_end = os.pipe()
         os.set_blocking(read_end, False)
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
-        with (folder.path / WORKER_LOG).open("wb") as log_file:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "experiments.worker", str(write_end)],
-                stdin=subprocess.PIPE,
-                stdout=log_file,
-                stderr=subprocess.STDOUT,
-                pass_fds=(write_end,),
-                env=environment,
-                start_new_session=True,  # Ctrl-C reaches the run, which passes it on at its own pace
-            )
-        os.close(write_end)
         limit = self.settings.memory_gb_per_cell
         request = {"job": job.model_dump(mode="json"), "memory_bytes": None if limit is None else int(limit * 1e9)}
-        assert process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            process.stdin.write(json.dumps(request).encode())
-            process.stdin.close()
-        return Running(job, process, read_end)
+        with (folder.path / WORKER_LOG).open("wb") as log_file:
+            pid = self.nursery.start(request, write_end, log_file.fileno())
+        os.close(write_end)
+        return Running(job, pid, read_end)
 
     def _read(self, worker: Running, view: View) -> bool:
         """Takes what the pipe holds; True if there was something."""
@@ -127,13 +113,13 @@ class ProcessExecutor:
 
     def _watch(self, worker: Running, stop: Stop) -> None:
         """Ends a worker that hangs, takes too long or takes too much memory, and passes a stop on."""
-        if worker.killed_because or worker.process.poll() is not None:
+        if worker.killed_because or self.nursery.poll(worker.pid) is not None:
             return
         now = time.monotonic()
         limits = self.settings
         if stop.is_asked and worker.stop_sent is None:
             worker.stop_sent = now
-            worker.process.send_signal(signal.SIGTERM)
+            self.nursery.signal(worker.pid, signal.SIGTERM)
         if worker.stop_sent is not None and now - worker.stop_sent > GRACE_SECONDS:
             worker.killed_because = ("interrupted", f"stopped by the user in stage {worker.stage}; the same command goes on from there")
         elif limits.cell_minutes is not None and now - worker.started > limits.cell_minutes * 60:
@@ -146,17 +132,17 @@ class ProcessExecutor:
                 "failed",
                 f"{worker.stage} was ended: no progress for more than run.silent_minutes = {limits.silent_minutes:g}",
             )
-        elif limits.memory_gb_per_cell is not None and resident_bytes(worker.process.pid) > limits.memory_gb_per_cell * 1e9:
+        elif limits.memory_gb_per_cell is not None and resident_bytes(worker.pid) > limits.memory_gb_per_cell * 1e9:
             worker.killed_because = (
                 "out_of_memory",
                 f"{worker.stage} was ended: it took more than run.memory_gb_per_cell = {limits.memory_gb_per_cell:g}",
             )
         if worker.killed_because:
-            worker.process.kill()
+            self.nursery.signal(worker.pid, signal.SIGKILL)
 
     def _died(self, worker: Running) -> Outcome:
         """The row of a worker that ended without a word."""
-        code = worker.process.returncode
+        code = self.nursery.poll(worker.pid) or 0
         if worker.killed_because:
             status, reason = worker.killed_because
         elif code == -signal.SIGKILL:
@@ -164,7 +150,9 @@ class ProcessExecutor:
         elif code < 0:
             status, reason = "failed", f"the process crashed in stage {worker.stage} ({signal.Signals(-code).name})"
         else:
-            status, reason = "failed", f"the process ended with code {code} in stage {worker.stage}: {self._last_line(worker.job)}"
+            last = self._last_line(worker.job)
+            status = "out_of_memory" if last.startswith("MemoryError") else "failed"
+            reason = f"the process ended with code {code} in stage {worker.stage}: {last}"
         return write_ending(worker.job, status, reason)
 
     @staticmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import time
@@ -109,7 +110,8 @@ class _CellRun:
         except stages.ModelNotLoaded as error:
             self.folder.forget_if_empty()
             return Outcome(cell_id=cell.id, status="bad_input", reason=str(error))
-        except MemoryError:
+        except MemoryError as error:
+            let_go(error)
             return self._end("out_of_memory", f"{self.stage_name} took more memory than there is")
         except Exception as error:
             return self._failure(error)
@@ -132,6 +134,7 @@ class _CellRun:
             return Outcome(cell_id=self.job.cell.id, status="output_error", reason=str(known))
         text = str(error)
         if any(sign in text.lower() for sign in OUT_OF_MEMORY) or type(error).__name__ == "OutOfMemoryError":
+            let_go(error)
             return self._end("out_of_memory", f"{self.stage_name} took more memory than there is: {first_line(text)}")
         if isinstance(error, PrunebenchError):
             return self._end("failed", f"{self.stage_name}: {first_line(text)}")
@@ -250,6 +253,16 @@ class _CellRun:
                 return copied
             self.folder.stamp_path(name).unlink(missing_ok=True)
         return None
+
+
+def let_go(error: BaseException) -> None:
+    """Frees what the frames of an exception hold: the record of an out-of-memory cell needs some memory itself."""
+    current: BaseException | None = error
+    while current is not None:
+        traceback.clear_frames(current.__traceback__)
+        current.__traceback__ = None
+        current = current.__context__
+    gc.collect()
 
 
 def first_line(text: str) -> str:

@@ -1,6 +1,6 @@
-"""One cell in a process of its own: `python -m experiments.worker EVENT_FD` with the job as JSON on stdin.
+"""Cells in processes of their own: `python -m experiments.worker SOCKET_FD` forks one for each request.
 
-Events and, last, the outcome go to the file descriptor as JSON lines; what the cell prints goes to its worker.log.
+A cell's events and, last, its outcome go to a pipe as JSON lines; what the cell prints goes to its worker.log.
 """
 
 from __future__ import annotations
@@ -9,16 +9,22 @@ import contextlib
 import json
 import os
 import resource
+import select
 import signal
+import socket
 import sys
+import traceback
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from experiments.job import Job, Outcome
 from experiments.progress import Emit
 from experiments.stopping import Stop, stop_on_signals
 
 PR_SET_PDEATHSIG = 1
+REAP_SECONDS = 0.1
+HEADER_BYTES = 16
 
 
 def run_job(job: Job, emit: Emit, stop: Stop) -> Outcome:
@@ -50,12 +56,85 @@ def run_job_text(text: str) -> str:
 
 
 def main() -> None:
-    _die_with_parent()
-    request = json.loads(sys.stdin.read())
-    if request["memory_bytes"] is not None:
-        # Data memory beyond what the interpreter and torch have mapped already; address space alone costs nothing.
-        resource.setrlimit(resource.RLIMIT_DATA, (request["memory_bytes"], request["memory_bytes"]))
-    with os.fdopen(int(sys.argv[1]), "w", encoding="utf-8") as pipe:
+    """The nursery: imports once, then forks one process a job, so that a cell starts in a moment.
+
+    Each request is a JSON line on the socket, with two file descriptors: the pipe for events and the log. Answers are JSON
+    lines: {"pid": n} for a start, {"pid": n, "code": n} for an end (the code as `subprocess` gives it).
+    """
+    die_with_parent()
+    line = socket.socket(fileno=int(sys.argv[1]))
+    _preload()
+    while True:
+        for pid, code in _ended():
+            line.sendall(json.dumps({"pid": pid, "code": code}).encode() + b"\n")
+        if not select.select([line], [], [], REAP_SECONDS)[0]:
+            continue
+        header, descriptors, _, _ = socket.recv_fds(line, HEADER_BYTES, 2)
+        if not header:
+            return
+        text = _receive(line, int(header))
+        pid = os.fork()
+        if pid == 0:
+            line.close()
+            _work(json.loads(text), *descriptors)
+        for descriptor in descriptors:
+            os.close(descriptor)
+        line.sendall(json.dumps({"pid": pid}).encode() + b"\n")
+
+
+def _preload() -> None:
+    """What every cell imports sooner or later. Starts no threads, touches no GPU: a fork must find neither."""
+    import evaluation  # noqa: F401
+    import experiments.cli
+    import experiments.run_cell
+
+    experiments.cli.quiet_libraries()
+    with contextlib.suppress(ImportError):
+        import datasets  # noqa: F401
+        import pyarrow.parquet  # noqa: F401
+
+
+def _receive(line: socket.socket, count: int) -> bytes:
+    data = b""
+    while len(data) < count:
+        data += line.recv(count - len(data))
+    return data
+
+
+def _ended() -> Iterator[tuple[int, int]]:
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if pid == 0:
+            return
+        yield pid, os.waitstatus_to_exitcode(status)
+
+
+def _work(request: dict[str, Any], pipe_descriptor: int, log_descriptor: int) -> NoReturn:
+    """The forked process: runs one job, sends its events and outcome, and ends without unwinding."""
+    code = 1
+    try:
+        os.setsid()  # Ctrl-C reaches the run, which passes it on at its own pace
+        die_with_parent()
+        os.dup2(log_descriptor, 1)
+        os.dup2(log_descriptor, 2)
+        _run_request(request, pipe_descriptor)
+        code = 0
+    except BaseException:  # the only place above is the nursery's loop, where this process must not go on
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _run_request(request: dict[str, Any], pipe_descriptor: int) -> None:
+    limit = request["memory_bytes"]
+    if limit is not None:
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))  # what is written to, not mere address space
+    with os.fdopen(pipe_descriptor, "w", encoding="utf-8") as pipe:
 
         def send(message: dict[str, Any]) -> None:
             with contextlib.suppress(BrokenPipeError):
@@ -68,8 +147,8 @@ def main() -> None:
         send({"kind": "outcome", **outcome.model_dump(mode="json")})
 
 
-def _die_with_parent() -> None:
-    """On Linux the kernel ends this process when the run that started it dies, however it dies."""
+def die_with_parent() -> None:
+    """On Linux the kernel ends this process when the one that started it dies, however it dies."""
     with contextlib.suppress(OSError, AttributeError):
         import ctypes
 

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - code of plugins in strings
 """Plugins that misbehave, each in a process of its own: one failed row with its reason, and the others go on."""
 
 from __future__ import annotations

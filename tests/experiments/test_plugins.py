@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - code of plugins in strings
 """Pruners from outside: the example of the docs, an installed package, and broken ones that the kit must fail."""
 
 from __future__ import annotations

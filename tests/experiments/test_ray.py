@@ -57,7 +57,7 @@ def test_two_ray_nodes_with_a_worker_killed_give_the_records_of_local(bench: Ben
     bench.configure(
         grid={"method": ["magnitude", "random", "learned"], "sparsity": [0.2, 0.4], "seed": [0, 1, 2, 3], "dense": False},
         calibration={"source": "c4", "num_samples": 4, "seq_len": 16},
-        method_config={"learned": {"steps": 30, "pause": 0.1}},
+        method_config={"learned": {"steps": 20, "pause": 0.1}},
     )
     plugin = str(Path(__file__).parents[1] / "chaos" / "learned.py")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "RAY_DEDUP_LOGS": "0", "RAY_USAGE_STATS_ENABLED": "0"}

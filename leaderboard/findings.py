@@ -61,7 +61,7 @@ def _of_block(block: Block, comparisons: Comparisons, single: bool) -> list[Find
     if len(best) == 1:
         beaten = [p for p in block.pairs if p.winner is best[0]]
         everyone = len(beaten) == len(block.entries) - 1
-        than = "every other method" if everyone and len(beaten) > 1 else _join([_loser(p).label for p in beaten])
+        than = "every other method scored" if everyone and len(beaten) > 1 else _join([_loser(p).label for p in beaten])
         return [Finding(f"{where}, {best[0].label} is better than {than} on {suite}.", f"{evidence} {kept}", "win")]
     names = _join([e.label for e in ordered])
     return [Finding(f"{where}, {names} share first place on {suite}.", f"{evidence} {kept}", "win")]
@@ -106,6 +106,9 @@ def _kept(entry: Entry, block: Block, comparisons: Comparisons) -> str:
     score = _score(entry, block.suite)
     if kept is None or block.dense is None:
         return ""
+    for pair in block.against_dense:
+        if pair.a is entry and not pair.is_significant:
+            return f"{entry.label} is not told apart from the dense model: difference {_difference(pair)}, Holm p {_p(pair.holm_p)}."
     share, error = kept
     if score.kind == "perplexity":
         return f"{entry.label}: {fmt.significant(share, 3)} times the dense perplexity."

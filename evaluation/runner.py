@@ -21,10 +21,10 @@ from evaluation.catalogue import (
     known_tasks,
 )
 from evaluation.engine.engine import Answers, Engine, NonFiniteScore, RequestProblem
+from evaluation.fingerprint import model_fingerprint
 from evaluation.outcomes import ItemOutcome, Part, PartStore, key_of
 from evaluation.results import Estimate, ProtocolResult, TaskResult
 from evaluation.sampling import allocate, chosen_indices
-from evaluation.fingerprint import model_fingerprint
 from evaluation.sources import NoData, TaskData, load_task_data
 from evaluation.task_result import task_result
 from models.errors import BadInput, PrunebenchError

@@ -10,14 +10,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from evaluation.engine.prefix_tree import Segment, Unit
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 IMPLEMENTATION = "prunebench_tree"
 """Name under which the attention function is registered with transformers."""
@@ -133,7 +135,7 @@ class PackedRow:
         self.dtype = dtype
         self.kept: dict[int, tuple[Tensor, Tensor]] | None = None
         self.pieces: list[_Piece] = []
-        self._masks: dict[int | None, list[Tensor | None]] = {}
+        self._masks: dict[tuple[int | None, torch.device], list[Tensor | None]] = {}
         start = 0
         for unit in units:
             for segment in unit.segments:
@@ -151,11 +153,17 @@ class PackedRow:
         """Remember this row's own keys and values of every layer."""
         self.kept = {}
 
-    def masks(self, window: int | None) -> list[Tensor | None]:
-        """Additive masks (n, prefix + ancestors + n), one a piece; None stands for plain causal attention."""
-        if window not in self._masks:
-            self._masks[window] = [self._mask(piece, window) for piece in self.pieces]
-        return self._masks[window]
+    def masks(self, window: int | None, device: torch.device | None = None) -> list[Tensor | None]:
+        """Additive masks (n, prefix + ancestors + n), one a piece; None stands for plain causal attention.
+
+        Args:
+            device: where the layer is (a sharded model has several); the row's own by default.
+        """
+        key = (window, device or self.device)
+        if key not in self._masks:
+            masks = [self._mask(piece, window) for piece in self.pieces]
+            self._masks[key] = [mask.to(key[1]) if mask is not None else None for mask in masks]
+        return self._masks[key]
 
     def _mask(self, piece: _Piece, window: int | None) -> Tensor | None:
         unit, segment = piece.unit, piece.segment
@@ -193,13 +201,14 @@ class PackedRow:
             self.kept[id(module)] = (key, value)
         before = self.prefix.layers[id(module)] if self.prefix is not None else None
         result = query.new_empty(1, query.shape[2], query.shape[1], value.shape[-1])
-        for piece, mask in zip(self.pieces, self.masks(window), strict=True):
+        for piece, mask in zip(self.pieces, self.masks(window, query.device), strict=True):
             keys, values = key[:, :, piece.start : piece.stop], value[:, :, piece.start : piece.stop]
             seen_keys = [before[0]] if before is not None else []
             seen_values = [before[1]] if before is not None else []
             if piece.ancestors is not None:
-                seen_keys.append(key.index_select(2, piece.ancestors))
-                seen_values.append(value.index_select(2, piece.ancestors))
+                ancestors = piece.ancestors.to(key.device)
+                seen_keys.append(key.index_select(2, ancestors))
+                seen_values.append(value.index_select(2, ancestors))
             if seen_keys:
                 keys = torch.cat([*seen_keys, keys], 2)
                 values = torch.cat([*seen_values, values], 2)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from evaluation.engine.generation import GenerationRequest, Generator
+from evaluation.engine.generation import NON_FINITE, GenerationRequest, Generator
 from evaluation.engine.scoring import Score, ScoreRequest, make_scorer, plain_scores
 from models.errors import BadInput, PrunebenchError
 
@@ -17,9 +17,6 @@ log = logging.getLogger(__name__)
 DEFAULT_MAX_LENGTH = 2048
 DEFAULT_NEW_TOKENS = 256
 """What the harness uses where the model or the task says nothing."""
-
-NON_FINITE = -1
-"""Stands for a token that was chosen from logits that aren't numbers."""
 
 
 class NonFiniteScore(PrunebenchError):

@@ -5,20 +5,29 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from evaluation.engine.attention import PackedRow, Prefix, active_row, segment_cost, tree_attention
 from evaluation.engine.prefix_tree import PrefixEnd, PrefixStep, RowBudget, RowStep, Step, build_tree, chain_unit, plan
 from evaluation.engine.scoring import default_row_tokens, extend_prefix, forward_row, is_out_of_memory
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 CPU_SLOTS = 48
 """Rows decoded together on a CPU: enough that reading the weights no longer dominates a step."""
 
 GPU_SLOTS = 256
+
+NON_FINITE = -1
+"""Stands for a token that would have been chosen from logits that aren't numbers."""
+
+FIRST_ROWS = 8
+"""Rows that a pool has space for at first."""
 
 ROOM_STEP = 64
 """Tokens by which the key/value buffers grow."""
@@ -45,28 +54,34 @@ class _Slot:
 
 
 class _Pool:
-    """Key/value buffers of the rows being decoded together, all behind one shared prefix."""
+    """Key/value buffers of the rows that share one prefix; its arrays grow with the rows and their lengths."""
 
-    def __init__(self, prefix: Prefix | None, capacity: int) -> None:
+    def __init__(self, prefix: Prefix | None) -> None:
         self.prefix = prefix
-        self.capacity = capacity
+        self.capacity = FIRST_ROWS
         self.room = 0
         self.layers: dict[int, tuple[Tensor, Tensor]] = {}  # id(module) -> (capacity, kv_heads, room, dim) twice
         self.slots: list[_Slot] = []
 
-    def reserve(self, length: int) -> None:
-        """Room for `length` tokens a row."""
-        if length <= self.room:
+    def reserve(self, rows: int, length: int) -> None:
+        """Space for `rows` rows of `length` tokens."""
+        if length <= self.room and rows <= self.capacity:
             return
-        room = -(-length // ROOM_STEP) * ROOM_STEP
+        while self.capacity < rows:
+            self.capacity *= 2
+        self.room = max(self.room, -(-length // ROOM_STEP) * ROOM_STEP)
         for key, (keys, values) in self.layers.items():
-            self.layers[key] = (_widened(keys, room), _widened(values, room))
-        self.room = room
+            self.layers[key] = (self._enlarged(keys), self._enlarged(values))
+
+    def _enlarged(self, buffer: Tensor) -> Tensor:
+        larger = buffer.new_zeros(self.capacity, buffer.shape[1], self.room, buffer.shape[3])
+        larger[: buffer.shape[0], :, : buffer.shape[2]] = buffer
+        return larger
 
     def add(self, slot: _Slot, kept: dict[int, tuple[Tensor, Tensor]]) -> None:
         """`kept`: own keys and values (1, kv_heads, length, dim) of every layer."""
-        self.reserve(slot.length + 1)
         row = len(self.slots)
+        self.reserve(row + 1, slot.length + 1)
         for key, (own_keys, own_values) in kept.items():
             if key not in self.layers:
                 self.layers[key] = tuple(  # type: ignore[assignment]
@@ -90,19 +105,15 @@ class _Pool:
         self.slots.pop()
 
 
-def _widened(buffer: Tensor, room: int) -> Tensor:
-    wider = buffer.new_zeros(buffer.shape[0], buffer.shape[1], room, buffer.shape[3])
-    wider[:, :, : buffer.shape[2]] = buffer
-    return wider
+class _PoolStep:
+    """One pool's part of a decoding step: rows `start..stop` of the batch."""
 
-
-class _DecodeRow:
-    """One token for every row of the pool."""
-
-    def __init__(self, pool: _Pool, device: torch.device) -> None:
+    def __init__(self, pool: _Pool, start: int, device: torch.device) -> None:
         self.pool = pool
+        self.start = start
+        self.stop = start + len(pool.slots)
         lengths = [slot.length for slot in pool.slots]
-        pool.reserve(max(lengths) + 1)
+        pool.reserve(len(lengths), max(lengths) + 1)
         self.device = device
         self.rows = torch.arange(len(lengths), device=device)
         self.lengths = torch.tensor(lengths, device=device)
@@ -135,8 +146,9 @@ class _DecodeRow:
         """query (rows, heads, 1, dim), key and value (rows, kv_heads, 1, dim) -> (rows, 1, heads, dim)."""
         keys, values = self.pool.layers[id(module)]
         count, kv_heads = key.shape[0], key.shape[1]
-        keys[self.rows, :, self.lengths] = key[:, :, 0]
-        values[self.rows, :, self.lengths] = value[:, :, 0]
+        rows, lengths = self.rows.to(key.device), self.lengths.to(key.device)
+        keys[rows, :, lengths] = key[:, :, 0]
+        values[rows, :, lengths] = value[:, :, 0]
         keys, values = keys[:count, :, : self.longest], values[:count, :, : self.longest]
         groups = query.shape[1] // kv_heads
         query = query.reshape(count, kv_heads, groups, -1)
@@ -149,12 +161,40 @@ class _DecodeRow:
         scores = scores.float() * scaling
         if softcap is not None:
             scores = torch.tanh(scores / softcap) * softcap
-        weights = torch.softmax(scores + self.mask(window), -1).to(value.dtype)
+        weights = torch.softmax(scores + self.mask(window).to(scores.device), -1).to(value.dtype)
         result = weights[..., self.before :] @ values  # (rows, kv_heads, groups, dim)
         if self.pool.prefix is not None:
             flat = weights[..., : self.before].transpose(0, 1).reshape(kv_heads, count * groups, -1)
             result = result + (flat @ prefix_values[0]).view(kv_heads, count, groups, -1).transpose(0, 1)
         return result.reshape(count, 1, kv_heads * groups, -1)
+
+
+class _DecodeRow:
+    """One token for every row of every pool: the projections run over all rows, the attention pool by pool."""
+
+    def __init__(self, pools: list[_Pool], device: torch.device) -> None:
+        self.steps: list[_PoolStep] = []
+        start = 0
+        for pool in pools:
+            self.steps.append(_PoolStep(pool, start, device))
+            start += len(pool.slots)
+
+    def attend(
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scaling: float,
+        window: int | None,
+        softcap: float | None,
+    ) -> Tensor:
+        """As `_PoolStep.attend`, over the rows of all pools."""
+        parts = []
+        for step in self.steps:
+            rows = slice(step.start, step.stop)
+            parts.append(step.attend(module, query[rows], key[rows], value[rows], scaling, window, softcap))
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
 class Generator:
@@ -212,33 +252,34 @@ class _Run:
             by_prompt.setdefault(tuple(requests[index].prompt), []).append(index)
         self.prompts = list(by_prompt)
         self.members = list(by_prompt.values())
-        self.waiting: deque[tuple[_Slot, dict[int, tuple[Tensor, Tensor]]]] = deque()
+        self.pools: list[_Pool] = []
+        self.waiting: deque[tuple[_Pool, _Slot, dict[int, tuple[Tensor, Tensor]]]] = deque()
 
     def run(self) -> None:
+        """Prefills along the plan, decoding as soon as all slots are taken; pools live until their rows are done."""
         prefixes: list[Prefix] = []
-        pool = _Pool(None, self.owner.capacity)
+        bare = _Pool(None)  # for prompts without a shared prefix
+        self.pools.append(bare)
         steps: Iterator[Step] = plan([build_tree(self.prompts)], 0, self.owner.budget)
         for step in steps:
             if isinstance(step, PrefixEnd):
                 prefixes.pop()
-                continue
-            if isinstance(step, PrefixStep) and not prefixes:  # the outermost prefix is the one that rows share
-                self._drain(pool)
-                prefixes.append(self._prefix(step, None))
-                pool = _Pool(prefixes[0], self.owner.capacity)
-                self._start_at_prefix(step, pool, prefixes[0])
-                continue
-            if isinstance(step, PrefixStep):
-                prefixes.append(self._prefix(step, prefixes[-1]))
-                self._start_at_prefix(step, pool, prefixes[-1])
-                continue
-            if not prefixes and pool.prefix is not None:
-                self._drain(pool)
-                pool = _Pool(None, self.owner.capacity)
-            self._prefill(step, pool, prefixes[-1] if prefixes else None)
-            while len(self.waiting) + len(pool.slots) >= self.owner.capacity:
-                self._step(pool)
-        self._drain(pool)
+            elif isinstance(step, PrefixStep):
+                prefixes.append(self._prefix(step, prefixes[-1] if prefixes else None))
+                if len(prefixes) == 1:  # the outermost prefix is the one that rows share
+                    self.pools.append(_Pool(prefixes[0]))
+                self._start_at_prefix(step, self.pools[-1], prefixes[-1])
+            else:
+                self._prefill(step, self.pools[-1] if prefixes else bare, prefixes[-1] if prefixes else None)
+            while len(self.waiting) + self._active() >= self.owner.capacity:
+                self._step()
+            current = self.pools[-1]
+            self.pools = [pool for pool in self.pools if pool.slots or pool is bare or pool is current]
+        while self.waiting or self._active():
+            self._step()
+
+    def _active(self) -> int:
+        return sum(len(pool.slots) for pool in self.pools)
 
     def _prefix(self, step: PrefixStep, before: Prefix | None) -> Prefix:
         n = len(step.tokens)
@@ -280,12 +321,12 @@ class _Run:
         """Own keys and values: inner prefixes behind the pool's, then the sequence's own path in the row."""
         if not torch.isfinite(logits).all():
             for request in self.members[sequence]:
-                self._finish(request, [-1])
+                self._finish(request, [NON_FINITE])
             return
         shared = pool.prefix.length if pool.prefix is not None else 0
         kept: dict[int, tuple[Tensor, Tensor]] = {}
         source = row.kept if row is not None else prefix.layers if prefix is not None else {}
-        index = torch.as_tensor(path, device=self.owner.device) if path is not None else None
+        index = torch.as_tensor(path) if path is not None else None
         for key in source or {}:
             parts: list[tuple[Tensor, Tensor]] = []
             if prefix is not None and prefix.length > shared:
@@ -293,7 +334,8 @@ class _Run:
                 parts.append((keys[:, :, shared:], values[:, :, shared:]))
             if row is not None and row.kept is not None:
                 keys, values = row.kept[key]
-                parts.append((keys[:, :, index], values[:, :, index]))
+                here = index.to(keys.device) if index is not None else slice(None)
+                parts.append((keys[:, :, here], values[:, :, here]))
             if not parts:
                 keys, values = prefix.layers[key]  # type: ignore[union-attr]
                 parts.append((keys[:, :, :0], values[:, :, :0]))
@@ -303,7 +345,7 @@ class _Run:
         for request in self.members[sequence]:
             slot = _Slot(request, length - shared, length, token)
             if not self._take(slot):
-                self.waiting.append((slot, kept))
+                self.waiting.append((pool, slot, kept))
 
     def _take(self, slot: _Slot) -> bool:
         """Adds the chosen token; True when the sequence is finished by it."""
@@ -319,34 +361,38 @@ class _Run:
         if self.progress is not None:
             self.progress(sum(result is not None for result in self.results), len(self.results))
 
-    def _step(self, pool: _Pool) -> None:
-        while self.waiting and len(pool.slots) < pool.capacity:
-            slot, kept = self.waiting.popleft()
+    def _step(self) -> None:
+        """Fills free slots, then one token for every row."""
+        active = self._active()
+        while self.waiting and active < self.owner.capacity:
+            pool, slot, kept = self.waiting.popleft()
+            if pool not in self.pools:
+                self.pools.insert(0, pool)
             pool.add(slot, kept)
-        if not pool.slots:
+            active += 1
+        pools = [pool for pool in self.pools if pool.slots]
+        if not pools:
             return
         device = self.owner.device
-        row = _DecodeRow(pool, device)
-        ids = torch.tensor([[slot.next_token] for slot in pool.slots], device=device)  # (rows, 1)
-        positions = torch.tensor([[slot.position] for slot in pool.slots], device=device)
+        row = _DecodeRow(pools, device)
+        slots = [slot for pool in pools for slot in pool.slots]
+        ids = torch.tensor([[slot.next_token] for slot in slots], device=device)  # (rows, 1)
+        positions = torch.tensor([[slot.position] for slot in slots], device=device)
         with active_row(row):
             logits = self.owner.model(
                 input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=1
             ).logits[:, -1]
-        self.owner.tokens_computed += len(pool.slots)
+        self.owner.tokens_computed += len(slots)
         chosen = logits.argmax(-1).tolist()
         finite = torch.isfinite(logits).all(-1).tolist()
-        for place in range(len(pool.slots) - 1, -1, -1):
-            slot = pool.slots[place]
-            slot.length += 1
-            slot.position += 1
-            slot.next_token = chosen[place]
-            if not finite[place]:
-                self._finish(slot.request, [-1])
-                pool.remove(place)
-            elif self._take(slot):
-                pool.remove(place)
-
-    def _drain(self, pool: _Pool) -> None:
-        while self.waiting or pool.slots:
-            self._step(pool)
+        for step in row.steps:
+            for place in range(len(step.pool.slots) - 1, -1, -1):
+                slot = step.pool.slots[place]
+                slot.length += 1
+                slot.position += 1
+                slot.next_token = chosen[step.start + place]
+                if not finite[step.start + place]:
+                    self._finish(slot.request, [NON_FINITE])
+                    step.pool.remove(place)
+                elif self._take(slot):
+                    step.pool.remove(place)

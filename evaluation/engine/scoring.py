@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from evaluation.engine.attention import PackedRow, Prefix, UnsupportedAttention, active_row, segment_cost, tree_attention
 from evaluation.engine.head import Head
@@ -24,6 +24,9 @@ from evaluation.engine.prefix_tree import (
     chain_unit,
     plan,
 )
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 log = logging.getLogger(__name__)
 

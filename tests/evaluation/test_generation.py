@@ -25,6 +25,8 @@ def prompts(seed: int = 0) -> list[list[int]]:
 
     header = draw(11)
     found = [header + draw(1 + i) for i in range(9)]
+    other = draw(17)  # a second header: its rows are decoded in the same steps
+    found += [other + draw(2 + i) for i in range(5)]
     found += [found[2], header, [*found[4], 7], draw(4), draw(15)]
     return found
 
@@ -46,7 +48,7 @@ def never(tokens: list[int]) -> bool:
     return False
 
 
-@pytest.mark.parametrize(("slots", "row_tokens"), [(2, 20), (50, 500)])
+@pytest.mark.parametrize(("slots", "row_tokens"), [(3, 20), (50, 500)])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_generated_tokens_equal_the_models_own(family: str, slots: int, row_tokens: int) -> None:
     model = small_model(family)
@@ -81,9 +83,9 @@ def test_finished_rows_make_room_for_waiting_ones(monkeypatch: pytest.MonkeyPatc
     sizes: list[int] = []
     real = generation._DecodeRow.__init__
 
-    def watch(self: Any, pool: Any, device: Any) -> None:
-        sizes.append(len(pool.slots))
-        real(self, pool, device)
+    def watch(self: Any, pools: Any, device: Any) -> None:
+        sizes.append(sum(len(pool.slots) for pool in pools))
+        real(self, pools, device)
 
     monkeypatch.setattr(generation._DecodeRow, "__init__", watch)
     model = small_model("llama")
@@ -97,10 +99,10 @@ def test_finished_rows_make_room_for_waiting_ones(monkeypatch: pytest.MonkeyPatc
 def test_memory_pressure_halves_the_rows_and_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     real = generation._DecodeRow.__init__
 
-    def tight(self: Any, pool: Any, device: Any) -> None:
-        if len(pool.slots) > 3:
+    def tight(self: Any, pools: Any, device: Any) -> None:
+        if sum(len(pool.slots) for pool in pools) > 3:
             raise torch.OutOfMemoryError("out of memory")
-        real(self, pool, device)
+        real(self, pools, device)
 
     monkeypatch.setattr(generation._DecodeRow, "__init__", tight)
     model = small_model("llama")

@@ -133,7 +133,6 @@ class RunSettings(Part):
     )
     token_budget: Count | None = Field(None, ge=256, description="tokens in one forward pass of the evaluator; None lets it choose")
     keep_checkpoints: bool = Field(True, description="keep pruned checkpoints after their record is written")
-    save_dense: bool = Field(False, description="also write the dense model's checkpoint into its cell")
 
 
 class GridConfig(Part):

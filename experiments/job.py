@@ -27,7 +27,6 @@ class Job(Part):
     threads: int | None = None
     token_budget: int | None = None
     keep_checkpoints: bool = True
-    save_dense: bool = False
     until: Literal["prune", "record"] = "record"
     needs_checkpoint: bool = False
 

@@ -83,7 +83,6 @@ def make_jobs(
             threads=threads,
             token_budget=config.run.token_budget,
             keep_checkpoints=config.run.keep_checkpoints,
-            save_dense=config.run.save_dense,
             until=until,
             needs_checkpoint=needs_checkpoint,
         )

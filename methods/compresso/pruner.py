@@ -21,7 +21,7 @@ from methods.training.gates import GateKinds
 from methods.training.hardening import Survivors
 from methods.training.learner import FineTune, LearnerSettings, LearnMasks, MaskLearner
 from methods.training.loop import run_stages
-from methods.training.packing import Pack, lm_loss, with_prompt
+from methods.training.packing import Pack, can_share_prefix, lm_loss, with_prompt
 from methods.training.schedule import Ramp
 from methods.training.source_text import fingerprint, training_examples
 from models.anatomy import Anatomy
@@ -42,7 +42,9 @@ class CompressoConfig(PrunerConfig):
     )
     self_text_examples: int = Field(512, ge=1, description="texts of text.max_len tokens to write, for the source 'self'")
     prompt: Prompt = Field("training", description="collaborative prompt before every example; 'none' is the ablation")
-    batch_tokens: int = Field(1024, ge=8, description="tokens of a step, prompts included; examples are packed (the paper: one example)")
+    batch_tokens: int = Field(
+        1024, ge=8, description="tokens of a step, with the prompt, which all examples of a pack share (the paper: one example)"
+    )
     steps_per_epoch: int | None = Field(None, ge=1, description="None: one pass over the text; a number shrinks or stretches all stages")
     warmup_epochs: float = Field(1.0, ge=0, description="LoRA alone, gates absent")
     pruning_epochs: float = Field(7.0, gt=0, description="LoRA, gates and multipliers together")
@@ -108,9 +110,10 @@ class Compresso(Pruner[CompressoConfig]):
 
     def prune(self, model: PreTrainedModel, budget: Budget, data: PruningData, run: Run) -> Masks:
         config: CompressoConfig = self.config
-        examples = with_collaborative_prompt(
-            config.prompt, training_examples(config.text, config.self_text_examples, model, data, run), data
-        )
+        examples = list(training_examples(config.text, config.self_text_examples, model, data, run))
+        prompt = prompt_tokens(config.prompt, data)
+        if prompt is not None and not can_share_prefix(model):
+            examples, prompt = with_prompt(examples, prompt), None
         settings = LearnerSettings(
             rank=config.lora_rank,
             alpha=config.lora_alpha,
@@ -122,7 +125,7 @@ class Compresso(Pruner[CompressoConfig]):
             batch_tokens=config.batch_tokens,
             gradient_checkpointing=config.gradient_checkpointing,
         )
-        with torch.enable_grad(), MaskLearner(model, settings, budget, examples, run.seed, run.device) as learner:
+        with torch.enable_grad(), MaskLearner(model, settings, budget, examples, run.seed, run.device, prompt) as learner:
             epoch = config.steps_per_epoch or learner.sampler.packs_per_epoch
             trains_lora = config.lora_rank > 0
 
@@ -150,24 +153,25 @@ class Compresso(Pruner[CompressoConfig]):
                     accumulation=config.finetune_accumulation,
                 ),
             ]
-            mark = fingerprint(config, budget, run.seed, examples)
+            shared = [] if prompt is None else [Example(prompt, 0)]
+            mark = fingerprint(config, budget, run.seed, [*shared, *examples])
             run_stages(stages, learner, run, fingerprint=mark, checkpoint_every=config.checkpoint_every)
             log.info("compresso learnt its masks on %d tokens", learner.tokens_seen)
             return learner.finish()
 
 
-def with_collaborative_prompt(prompt: Prompt, examples: tuple[Example, ...], data: PruningData) -> list[Example]:
-    """The examples with the prompt in front, without a loss on it.
+def prompt_tokens(prompt: Prompt, data: PruningData) -> Tensor | None:
+    """Token ids of the collaborative prompt; None for 'none'.
 
     Raises:
         BadInput: there is no tokenizer for it.
     """
     text = prompt_text(prompt)
     if not text:
-        return list(examples)
+        return None
     if data.tokenizer is None:
         raise BadInput(f"prompt {prompt!r} needs a tokenizer, and these data ({data.description}) were made without one; use prompt: none.")
-    return with_prompt(examples, tokenize(data.tokenizer, text))
+    return tokenize(data.tokenizer, text)
 
 
 def gate_kinds(config: CompressoConfig, anatomy: Anatomy) -> GateKinds:

@@ -68,6 +68,7 @@ class MaskLearner(Learner):
         examples: Sequence[Example],
         seed: int,
         device: torch.device,
+        prefix: Tensor | None = None,
     ) -> None:
         self.model, self.settings, self.budget = model, settings, budget
         self.anatomy = Anatomy.from_model(model)
@@ -76,7 +77,7 @@ class MaskLearner(Learner):
         self.gates = GateSet(self.anatomy, settings.kinds, self.generator, distribution=HardConcrete(settings.temperature), device=device)
         self.gates.clamp()
         self.lagrangian = Lagrangian(device, self.gates.num_vectors if settings.is_uniform else 1)
-        self.sampler = PackSampler(examples, settings.batch_tokens, seed)
+        self.sampler = PackSampler(examples, settings.batch_tokens, seed, prefix)
         self.live = Gates()
         self.tokens_seen = 0
         self._text_name = ""
@@ -128,7 +129,7 @@ class MaskLearner(Learner):
         """Other training text from now on; a resumed run that had begun it goes on where it was."""
         started = self._text_name == name
         place = (self.sampler.epoch, self.sampler.index) if started else (0, 0)
-        self.sampler = PackSampler(examples, self.settings.batch_tokens, self.sampler.seed)
+        self.sampler = PackSampler(examples, self.settings.batch_tokens, self.sampler.seed, self.sampler.prefix)
         self.sampler.go_to(*place)
         self._text_name = name
 

@@ -23,15 +23,17 @@ class Pack:
     """One row of examples.
 
     Attributes:
-        tokens, position_ids: (1, length) int64; positions restart at each example.
+        tokens, position_ids: (1, length) int64; positions restart at each example, or at the end of the shared prefix.
         predict_at: (predictions,) int64 positions in the row whose next token is a label.
         targets: (predictions,) int64 these labels.
+        sees: (1, 1, length, length) bool, which token sees which, where examples share a prefix; else None.
     """
 
     tokens: Tensor
     position_ids: Tensor
     predict_at: Tensor
     targets: Tensor
+    sees: Tensor | None = None
 
     @classmethod
     def of(cls, examples: Sequence[Example]) -> Pack:
@@ -51,18 +53,53 @@ class Pack:
             torch.cat(targets),
         )
 
+    @classmethod
+    def after(cls, prefix: Tensor, examples: Sequence[Example]) -> Pack:
+        """The examples, each as if it alone came after `prefix`, which is in the row only once and carries no loss."""
+        length = len(prefix)
+        rest = cls.of([Example(torch.cat([prefix[-1:], e.tokens]), e.prompt_tokens + 1) for e in examples])
+        keep = (rest.position_ids[0] > 0).nonzero().squeeze(1)  # all but the stand-ins for the prefix's last token
+        moved = torch.full((rest.num_tokens,), length - 1)
+        moved[keep] = torch.arange(len(keep)) + length
+        owner = torch.cat([torch.zeros(length, dtype=torch.int64), (rest.position_ids[0] == 0).cumsum(0)[keep]])
+        order = torch.arange(len(owner))
+        sees = (order[:, None] >= order) & ((owner[:, None] == owner) | (owner == 0))
+        return cls(
+            torch.cat([prefix, rest.tokens[0, keep]])[None],
+            torch.cat([torch.arange(length), rest.position_ids[0, keep] + length - 1])[None],
+            moved[rest.predict_at],
+            rest.targets,
+            sees[None, None],
+        )
+
     @property
     def num_tokens(self) -> int:
         return self.tokens.numel()
 
     def to(self, device: torch.device) -> Pack:
-        return Pack(*(tensor.to(device) for tensor in (self.tokens, self.position_ids, self.predict_at, self.targets)))
+        sees = None if self.sees is None else self.sees.to(device)
+        return Pack(self.tokens.to(device), self.position_ids.to(device), self.predict_at.to(device), self.targets.to(device), sees)
+
+    def inputs(self, dtype: torch.dtype) -> dict[str, Any]:
+        """What a model of `dtype` is called with."""
+        inputs: dict[str, Any] = {"input_ids": self.tokens, "position_ids": self.position_ids, "use_cache": False}
+        if self.sees is not None:  # additive, as every attention implementation that takes a mask reads it
+            inputs["attention_mask"] = torch.zeros(self.sees.shape, dtype=dtype, device=self.sees.device).masked_fill_(
+                ~self.sees, torch.finfo(dtype).min
+            )
+        return inputs
+
+
+def can_share_prefix(model: PreTrainedModel) -> bool:
+    """Whether `Pack.after` is exact for a model: its attention takes a mask of ours, and no layer slides a window."""
+    config = model.config.get_text_config()
+    return model.config._attn_implementation in ("sdpa", "eager") and getattr(config, "sliding_window", None) is None
 
 
 def label_logits(model: PreTrainedModel, pack: Pack) -> Tensor:
     """(predictions, vocabulary) logits, computed only where a label is."""
     runnable: Any = model
-    return runnable(input_ids=pack.tokens, position_ids=pack.position_ids, use_cache=False, logits_to_keep=pack.predict_at).logits[0]
+    return runnable(**pack.inputs(model.dtype), logits_to_keep=pack.predict_at).logits[0]
 
 
 def lm_loss(model: PreTrainedModel, pack: Pack) -> Tensor:
@@ -81,15 +118,16 @@ class PackSampler:
     """Goes through examples in packs, in another order each epoch; its place is two numbers.
 
     An epoch's order depends on the seed and the epoch alone. Packs are filled in that order until the next example would not
-    fit; an example longer than a pack is a pack alone.
+    fit; an example longer than a pack is a pack alone. With a prefix, every pack starts with it, once.
     """
 
-    def __init__(self, examples: Sequence[Example], pack_tokens: int, seed: int) -> None:
+    def __init__(self, examples: Sequence[Example], pack_tokens: int, seed: int, prefix: Tensor | None = None) -> None:
         if not examples:
             raise BadInput("there is no training text to learn from; give a source with at least two examples.")
         self.examples = examples
         self.pack_tokens = pack_tokens
         self.seed = seed
+        self.prefix = prefix
         self.epoch = 0
         self.index = 0
         self._plan = self._packs_of_epoch(0)
@@ -102,9 +140,9 @@ class PackSampler:
     def next(self) -> Pack:
         if self.index == len(self._plan):
             self.go_to(self.epoch + 1, 0)
-        pack = Pack.of([self.examples[i] for i in self._plan[self.index]])
+        chosen = [self.examples[i] for i in self._plan[self.index]]
         self.index += 1
-        return pack
+        return Pack.of(chosen) if self.prefix is None else Pack.after(self.prefix, chosen)
 
     def go_to(self, epoch: int, index: int) -> None:
         self.epoch, self.index = epoch, index
@@ -118,7 +156,7 @@ class PackSampler:
             length = len(self.examples[i].tokens)
             if filled + length > self.pack_tokens:
                 packs.append([])
-                filled = 0
+                filled = 0 if self.prefix is None else len(self.prefix)
             packs[-1].append(i)
             filled += length
         return packs

@@ -1,12 +1,14 @@
 """Compresso keeps what its paper, its code and its issue promise (spec section 16)."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from methods.calibration.training_text import Example, TrainingConfig
 from methods.compresso.prompts import prompt_text
-from methods.compresso.pruner import Compresso, CompressoConfig, with_collaborative_prompt
+from methods.compresso.pruner import Compresso, CompressoConfig, prompt_tokens
 from methods.data import PruningData
 from methods.pruner import Run
 from methods.training.adapters import Adapters
@@ -261,16 +263,25 @@ def test_the_model_can_write_its_own_training_text(tmp_path):
     assert first == prune(tmp_path / "b", text=text, self_text_examples=40)[0]
 
 
-def test_the_prompt_goes_first_and_carries_no_loss(word_tokenizer):
+@pytest.mark.parametrize("name", ["training", "past_tense"])
+def test_the_prompt_is_a_note_to_the_model_of_the_papers_length(word_tokenizer, name):
     tokenizer = word_tokenizer([prompt_text("training"), prompt_text("past_tense")])
     data = PruningData(torch.empty(0, 0, dtype=torch.int64), "none", tokenizer)
-    example = Example(torch.tensor([5, 6, 7]), 2)
-    for name in ("training", "past_tense"):
-        (prompted,) = with_collaborative_prompt(name, (example,), data)
-        assert prompted.prompt_tokens == len(prompted.tokens) - 1
-        assert tokenizer.decode(prompted.tokens[:4]).startswith("Dear language model")
-        assert 200 <= prompted.prompt_tokens <= 320
-    assert with_collaborative_prompt("none", (example,), data) == [example]
+    tokens = prompt_tokens(name, data)
+    assert tokenizer.decode(tokens[:4]).startswith("Dear language model")
+    assert 200 <= len(tokens) <= 320
+    assert prompt_tokens("none", data) is None
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral"])
+def test_a_run_with_a_prompt_lands_on_the_budget(tmp_path, word_tokenizer, monkeypatch, family):
+    """Shared by the examples of a pack (llama), or before each example where a window slides (mistral)."""
+    monkeypatch.setattr("methods.compresso.pruner.prompt_text", lambda name: "be kind" if name != "none" else "")
+    data = replace(tokens_as_data(), tokenizer=word_tokenizer(["be kind"]))
+    model = tiny_model(family)
+    config = quick(prompt="training")
+    masks = Compresso(config).prune(model, BUDGET, data, Run(seed=0, device=CPU, folder=tmp_path))
+    BUDGET.check(Anatomy.from_model(model).dense_params, masks.count(Anatomy.from_model(model)))
 
 
 def test_a_prompt_without_a_tokenizer_is_refused(tmp_path):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from methods.calibration.training_text import Example
-from methods.training.packing import Pack, PackSampler, label_logits, lm_loss, with_prompt
+from methods.training.packing import Pack, PackSampler, can_share_prefix, label_logits, lm_loss, with_prompt
 from models.errors import BadInput
 from models.tiny import FAMILIES, random_tokens, tiny_model
 
@@ -48,6 +48,29 @@ def test_the_prompt_carries_no_label_and_the_first_response_token_does():
     pack = Pack.of([example])
     assert pack.predict_at.tolist() == [4, 5]
     assert pack.targets.tolist() == [8, 9]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_shared_prefix_counts_as_one_before_each_example(family):
+    """The same labels in the same order with the same logits; the first token of plain text is predicted by the prefix."""
+    model = tiny_model(family)
+    if not can_share_prefix(model):
+        assert model.config.sliding_window is not None
+        return
+    prefix = torch.tensor([9, 8, 7, 6])
+    shared, apart = Pack.after(prefix, EXAMPLES), Pack.of(with_prompt(EXAMPLES, prefix))
+    assert shared.num_tokens == 4 + sum(len(example.tokens) for example in EXAMPLES)
+    assert torch.equal(shared.targets, apart.targets)
+    with torch.no_grad():
+        torch.testing.assert_close(label_logits(model, shared), label_logits(model, apart), atol=1e-5, rtol=1e-4)
+
+
+def test_packs_with_a_prefix_do_not_overflow():
+    sampler = PackSampler(EXAMPLES, 32, seed=0, prefix=torch.tensor([9, 8, 7]))
+    packs = [sampler.next() for _ in range(sampler.packs_per_epoch)]
+    assert max(pack.num_tokens for pack in packs) <= 32
+    assert all(pack.tokens[0, :3].tolist() == [9, 8, 7] for pack in packs)
+    assert sum(pack.num_tokens - 3 for pack in packs) == sum(len(example.tokens) for example in EXAMPLES)
 
 
 def test_an_epoch_sees_every_example_once_and_packs_do_not_overflow():

@@ -44,7 +44,7 @@ def pressed():
     history = []
     for _ in range(500):
         sparsity = size.sparsity(gates.open_probabilities())
-        history.append((float(sparsity), *lagrangian.multipliers.tolist()))
+        history.append((sparsity.item(), *lagrangian.multipliers.flatten().tolist()))
         optimizer.zero_grad()
         lagrangian(sparsity, 0.4).backward()
         optimizer.step()

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.catalogue import TaskDefinition
+from evaluation.outcomes import ItemOutcome
 from evaluation.sources import Row
 
 log = logging.getLogger(__name__)
@@ -194,6 +195,21 @@ def score_documents(task: Any, groups: list[list[Any]]) -> list[dict[str, Any]]:
         responses = [instance.filtered_resps[key] for instance in sorted(group, key=lambda i: i.idx)]
         scores.append(dict(task.process_results(doc, responses)))
     return scores
+
+
+def document_outcome(task: Any, stratum: str, item: int, scores: dict[str, Any], group: list[Any]) -> ItemOutcome:
+    """One document's metrics and responses."""
+    responses = [instance.resps[0] for instance in group]
+    is_text = group[0].request_type == "generate_until"
+    return ItemOutcome(
+        item_id=f"{stratum}:{item}" if stratum else str(item),
+        stratum=stratum,
+        metrics={name: float(value) for name, value in scores.items()},
+        choice_loglikelihoods=[] if is_text else [response[0] for response in responses],
+        response=responses[0] if is_text else None,
+        gold=str(task.doc_to_target(group[0].doc)),
+        num_choices=0 if is_text else len(responses),
+    )
 
 
 def _starts_with_letter(doc: Row, results: list[str]) -> dict[str, float]:

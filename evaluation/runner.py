@@ -34,6 +34,10 @@ log = logging.getLogger(__name__)
 Progress = Callable[[str, int, int], None]
 
 
+CHUNK_ITEMS = 128
+"""Small strata are computed together up to this many items: fuller rows, and more texts decoded in one step."""
+
+
 class ScoringFailed(PrunebenchError):
     """The model can't be scored on an item: its logits aren't numbers."""
 
@@ -95,6 +99,16 @@ class _Plan:
     data: list[dict[str, TaskData]]
     limit: int | None
     notes: list[str]
+
+
+@dataclass
+class _Piece:
+    """One stratum that has to be computed."""
+
+    stratum: str
+    data: TaskData
+    indices: list[int]
+    key: str
 
 
 class _Run:
@@ -203,7 +217,7 @@ class _Run:
         counts = allocate(sizes, limit)
         total = sum(counts.values())
         parts: dict[str, Part] = {}
-        done = 0
+        waiting: list[_Piece] = []
         for stratum, part_data in data.items():
             indices = chosen_indices(sizes[stratum], counts[stratum], self.seed, definition.name, stratum)
             key = key_of(
@@ -218,16 +232,26 @@ class _Run:
                     "harness": version("lm-eval"),
                 }
             )
-            part = self.store.load(key)
-            if part is None:
-                report = self._reporter(label, done, total, len(indices))
-                part = self.part(definition, entry, stratum, part_data, indices, blocks, report)
-                part.n_available = sizes[stratum]
-                self.store.save(key, part)
-            parts[stratum] = part
-            done += len(indices)
-            if self.progress is not None:
-                self.progress(label, done, total)
+            kept = self.store.load(key)
+            if kept is not None:
+                parts[stratum] = kept
+            else:
+                waiting.append(_Piece(stratum, part_data, indices, key))
+        done = sum(len(part.outcomes) for part in parts.values())
+        while waiting:
+            chunk = [waiting.pop(0)]
+            while waiting and sum(len(piece.indices) for piece in [*chunk, waiting[0]]) <= CHUNK_ITEMS:
+                chunk.append(waiting.pop(0))
+            count = sum(len(piece.indices) for piece in chunk)
+            report = self._reporter(label, done, total, count)
+            for piece, part in zip(chunk, self.parts(definition, entry, chunk, blocks, report), strict=True):
+                part.n_available = sizes[piece.stratum]
+                self.store.save(piece.key, part)
+                parts[piece.stratum] = part
+            done += count
+        if self.progress is not None:
+            self.progress(label, total, total)
+        parts = {stratum: parts[stratum] for stratum in data}
         return task_result(
             protocol, definition, entry, parts, notes=notes, seed=self.seed, has_prompt=bool(self.prompt), out_dir=self.out_dir
         )
@@ -238,96 +262,100 @@ class _Run:
             return None
         return lambda place, size: progress(label, done + (place * count) // max(1, size), total)
 
-    def part(
+    def parts(
         self,
         definition: TaskDefinition,
         entry: ProtocolTask,
-        stratum: str,
-        data: TaskData,
-        indices: list[int],
+        chunk: list[_Piece],
         blocks: list[list[int]],
         report: Callable[[int, int], None] | None,
-    ) -> Part:
-        """Computes one stratum."""
-        place = f"Task '{definition.name}'{f' ({stratum})' if stratum else ''}"
-        truncated, majority = 0, None
-        notes: list[str] = []
+    ) -> list[Part]:
+        """Computes some strata of a task together."""
         try:
             if definition.perplexity is not None:
-                from evaluation import perplexity
-
-                if blocks:
-                    outcomes = perplexity.score_blocks(self.engine, blocks, indices, report)
-                else:
-                    outcomes, truncated = perplexity.score_documents(
-                        self.engine, data.rows, indices, definition.perplexity, report
-                    )
+                scored = [self._perplexity(definition, piece, blocks, report) for piece in chunk]
             else:
-                outcomes, truncated, notes = self._harness_part(definition, entry, stratum, data, indices, report)
-                if definition.chance == "majority":
-                    golds = Counter(row["target"] for row in data.rows[definition.fewshot_from_head :])
-                    majority = golds.most_common(1)[0][1] / golds.total()
+                scored = self._harness_parts(definition, entry, chunk, report)
         except _ItemError as error:
-            message = f"{place}, item {indices[error.document]}: {error.reason}."
+            place = f"Task '{definition.name}'{f' ({error.stratum})' if error.stratum else ''}"
+            message = f"{place}, item {error.item}: {error.reason}."
             raise (BadInput if error.is_input else ScoringFailed)(message) from None
-        except NonFiniteScore as error:
-            raise ScoringFailed(f"{place}, item {indices[error.index]}: {error.reason}.") from None
-        return Part(
-            outcomes=outcomes,
-            truncated=truncated,
-            n_available=len(data.rows),
-            split=data.split,
-            source=data.source,
-            origin=data.origin,
-            sha256=data.sha256,
-            note=data.note,
-            notes=[*notes, *self.engine.notes],
-            majority=majority,
-        )
+        return [
+            Part(
+                outcomes=outcomes,
+                truncated=truncated,
+                n_available=len(piece.data.rows),
+                split=piece.data.split,
+                source=piece.data.source,
+                origin=piece.data.origin,
+                sha256=piece.data.sha256,
+                note=piece.data.note,
+                notes=list(self.engine.notes),
+                majority=_majority(definition, piece.data),
+            )
+            for piece, (outcomes, truncated) in zip(chunk, scored, strict=True)
+        ]
 
-    def _harness_part(
+    def _perplexity(
+        self,
+        definition: TaskDefinition,
+        piece: _Piece,
+        blocks: list[list[int]],
+        report: Callable[[int, int], None] | None,
+    ) -> tuple[list[ItemOutcome], int]:
+        from evaluation import perplexity
+
+        assert definition.perplexity is not None
+        try:
+            if blocks:
+                return perplexity.score_blocks(self.engine, blocks, piece.indices, report), 0
+            return perplexity.score_documents(
+                self.engine, piece.data.rows, piece.indices, definition.perplexity, report
+            )
+        except NonFiniteScore as error:
+            raise _ItemError(piece.stratum, piece.indices[error.index], error.reason, is_input=False) from None
+
+    def _harness_parts(
         self,
         definition: TaskDefinition,
         entry: ProtocolTask,
-        stratum: str,
-        data: TaskData,
-        indices: list[int],
+        chunk: list[_Piece],
         report: Callable[[int, int], None] | None,
-    ) -> tuple[list[ItemOutcome], int, list[str]]:
-        from evaluation.harness import build_requests, build_task, score_documents
+    ) -> list[tuple[list[ItemOutcome], int]]:
+        from evaluation.harness import build_requests, build_task, document_outcome, score_documents
 
         head = definition.fewshot_from_head
-        rows = [data.rows[head + index] for index in indices]
-        fewshot = data.rows[:head] if head else data.fewshot
-        task = build_task(definition, stratum, entry.shots, rows, fewshot)
-        groups = build_requests(task, self._fits(definition))
-        instances = [instance for group in groups for instance in group]
-        owners = [document for document, group in enumerate(groups) for _ in group]
+        tasks, instances = [], []
+        owners: list[tuple[int, int]] = []  # (place in the chunk, item) of each request
+        for place, piece in enumerate(chunk):
+            rows = [piece.data.rows[head + index] for index in piece.indices]
+            fewshot = piece.data.rows[:head] if head else piece.data.fewshot
+            task = build_task(definition, piece.stratum, entry.shots, rows, fewshot)
+            groups = build_requests(task, self._fits(definition))
+            tasks.append((task, groups))
+            for document, group in enumerate(groups):
+                instances += group
+                owners += [(place, head + piece.indices[document])] * len(group)
         kind = instances[0].request_type
         try:
             answers = self._answers(kind, [instance.args for instance in instances], report)
-        except NonFiniteScore as error:
-            raise _ItemError(owners[error.index], error.reason, is_input=False) from None
-        except RequestProblem as error:
-            raise _ItemError(owners[error.index], error.reason, is_input=True) from None
+        except (NonFiniteScore, RequestProblem) as error:
+            place, item = owners[error.index]
+            is_input = isinstance(error, RequestProblem)
+            raise _ItemError(chunk[place].stratum, item, error.reason, is_input) from None
         for instance, response in zip(instances, answers.responses, strict=True):
             instance.resps = [response]
-        outcomes = []
-        for place, (scores, group) in enumerate(zip(score_documents(task, groups), groups, strict=True)):
-            responses = [instance.resps[0] for instance in group]
-            is_text = kind == "generate_until"
-            outcomes.append(
-                ItemOutcome(
-                    item_id=f"{stratum}:{head + indices[place]}" if stratum else str(head + indices[place]),
-                    stratum=stratum,
-                    metrics={name: float(value) for name, value in scores.items()},
-                    choice_loglikelihoods=[] if is_text else [response[0] for response in responses],
-                    response=responses[0] if is_text else None,
-                    gold=str(task.doc_to_target(group[0].doc)),
-                    num_choices=0 if is_text else len(responses),
-                )
+        cut = Counter(owners[index][0] for index in answers.truncated)
+        return [
+            (
+                [
+                    document_outcome(task, piece.stratum, head + index, scores, group)
+                    for index, scores, group in zip(piece.indices, score_documents(task, groups), groups, strict=True)
+                ],
+                cut[place],
             )
-        return outcomes, len(answers.truncated), []
+            for place, (piece, (task, groups)) in enumerate(zip(chunk, tasks, strict=True))
+        ]
 
     def _fits(self, definition: TaskDefinition) -> Callable[[str], bool] | None:
         longest = definition.max_prompt_tokens
@@ -344,11 +372,20 @@ class _Run:
         return self.engine.loglikelihood_rolling([argument[0] for argument in arguments], report)
 
 
-class _ItemError(Exception):
-    """A request that failed, by its document's place among those scored."""
+def _majority(definition: TaskDefinition, data: TaskData) -> float | None:
+    """Share of the most frequent gold answer, where the task's chance level asks for it."""
+    if definition.chance != "majority":
+        return None
+    golds = Counter(row["target"] for row in data.rows[definition.fewshot_from_head :])
+    return golds.most_common(1)[0][1] / golds.total()
 
-    def __init__(self, document: int, reason: str, is_input: bool) -> None:
+
+class _ItemError(Exception):
+    """An item that can't be scored."""
+
+    def __init__(self, stratum: str, item: int, reason: str, is_input: bool) -> None:
         super().__init__(reason)
-        self.document = document
+        self.stratum = stratum
+        self.item = item
         self.reason = reason
         self.is_input = is_input

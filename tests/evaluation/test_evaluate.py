@@ -112,7 +112,8 @@ def test_metrics_are_what_the_harness_reports_with_hf(
     run = runner._Run(model, tokenizer, None, 0, None, None, None, None)
     data = load_task_data(definition, stratum, EMBEDDED, None, shots)
     entry = evaluation.catalogue.ProtocolTask(task=name, shots=shots, metric="acc")
-    part = run.part(definition, entry, stratum, data, list(range(count)), [], None)
+    piece = runner._Piece(stratum, data, list(range(count)), "key")
+    (part,) = run.parts(definition, entry, [piece], [], None)
     for metric in part.outcomes[0].metrics:
         if metric == "perplexity":
             continue

@@ -27,7 +27,7 @@ install: $(VENV)/installed.stamp
 
 # The cache (PRUNEBENCH_CACHE, default ~/.cache/prunebench) is hash-checked: nothing is fetched twice.
 assets: $(VENV)/installed.stamp
-	@$(PY) -c "from models.assets import embedded_data_root, embedded_model_gguf; print('embedded model:', embedded_model_gguf()); print('embedded data: ', embedded_data_root())"
+	@$(PY) -m models.assets
 
 demo: assets
 	OMP_NUM_THREADS=$$(nproc 2>/dev/null || echo 1) $(PY) run_all.py run --config configs/demo.yaml --out $(OUT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 
@@ -9,7 +10,10 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from leaderboard_records import HITS, HOSTILE, record, suite, task
+
 from leaderboard import build_report, synthetic
+from leaderboard.record import write_record
 
 
 @pytest.fixture(scope="session")
@@ -28,3 +32,17 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def page(grid: Path) -> Path:
     return build_report(grid)
+
+
+@pytest.fixture(scope="session")
+def hostile_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every hostile text as method, model, reason, task, suite, metric and definition."""
+    out = tmp_path_factory.mktemp("hostile")
+    for i, text in enumerate(HOSTILE):
+        scored = suite([task(text, HITS, metric="acc", definition=text, samples_file=None)], name=text if i % 2 else "suite")
+        common = {"model": text if i % 3 == 0 else "m", "command": text, "cell_id": f"h{i}", "config": {"k": text, text[:99]: 1}}
+        made = record(text, scores=[scored], **common)
+        made.metrics.curves[text[:50]] = [(0, 1.0), (1, math.nan), (2, 0.5)]
+        write_record(out, made)
+        write_record(out, record(text, status="failed", reason=text, **{**common, "cell_id": f"f{i}"}, seed=1))
+    return build_report(out)

@@ -10,6 +10,19 @@ import numpy as np
 
 from leaderboard.record import Estimate, LayerShape, Metrics, ProtocolScore, Record, RunBlock, TaskScore, cell_dir, write_record
 
+HITS = [1, 0, 1, 1, 0, 1, 1, 0, 0, 1]
+HOSTILE = [
+    "<script>window.hacked=1</script>",
+    "</script><script>window.hacked=1</script>",
+    '"><img src=x onerror=window.hacked=1>',
+    "x" * 10_000,
+    "\u202eright to left\u202c \u05e9\u05dc\u05d5\u05dd",
+    "a|b\nc\td\x00\x1b[31m",
+    "{{ 7*7 }} {% raw %} ${x} \\input{evil}",
+    "$a_b^c$ & 50% #1 ~",
+    "\ud800 lone",
+    "名前 🦙",
+]
 LAYER = LayerShape(layer=0, kv_groups_kept=1, kv_groups_total=2, q_heads_kept=2, q_heads_total=4, ffn_kept=5, ffn_total=8)
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_page import hostile_page  # noqa: F401  (a fixture)
 
 from leaderboard import build_report, synthetic
 from leaderboard import page as page_module
@@ -236,7 +235,7 @@ def test_the_page_prints_without_its_controls(browser: Any, page: Path) -> None:
     tab.context.close()
 
 
-def test_hostile_records_run_no_script_and_break_nothing(browser: Any, hostile_page: Path) -> None:  # noqa: F811
+def test_hostile_records_run_no_script_and_break_nothing(browser: Any, hostile_page: Path) -> None:
     tab = Tab(browser, hostile_page, PHONE)
     assert tab.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     buttons = tab.page.locator("[data-table=main] tbody th button")

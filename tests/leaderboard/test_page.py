@@ -12,15 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from leaderboard_records import put, put_scored, record, suite, task
+from leaderboard_records import HITS, put, put_scored, record, suite, task
 
 from leaderboard import LeaderboardError, build_report
 from leaderboard.collect import collect
 from leaderboard.compare import compare
 from leaderboard.record import Record, TaskScore, cell_dir, read_records, write_record
 from leaderboard.tables import leaderboard
-
-HITS = [1, 0, 1, 1, 0, 1, 1, 0, 0, 1]
 
 
 def data_of(page: Path) -> dict[str, Any]:
@@ -317,34 +315,6 @@ def test_bad_files_of_outcomes_are_noted_and_the_unpaired_test_is_used(tmp_path:
     page = build_report(tmp_path)
     assert "outcomes" in notes_of(page)
     assert [row["test"][1] for row in rows_of(page, "pairs")] == ["unpaired z (no outcomes per item)"]
-
-
-HOSTILE = [
-    "<script>window.hacked=1</script>",
-    "</script><script>window.hacked=1</script>",
-    '"><img src=x onerror=window.hacked=1>',
-    "x" * 10_000,
-    "\u202eright to left\u202c \u05e9\u05dc\u05d5\u05dd",
-    "a|b\nc\td\x00\x1b[31m",
-    "{{ 7*7 }} {% raw %} ${x} \\input{evil}",
-    "$a_b^c$ & 50% #1 ~",
-    "\ud800 lone",
-    "名前 🦙",
-]
-
-
-@pytest.fixture(scope="session")
-def hostile_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every hostile text as method, model, reason, task, suite, metric and definition."""
-    out = tmp_path_factory.mktemp("hostile")
-    for i, text in enumerate(HOSTILE):
-        scored = suite([task(text, HITS, metric="acc", definition=text, samples_file=None)], name=text if i % 2 else "suite")
-        common = {"model": text if i % 3 == 0 else "m", "command": text, "cell_id": f"h{i}", "config": {"k": text, text[:99]: 1}}
-        made = record(text, scores=[scored], **common)
-        made.metrics.curves[text[:50]] = [(0, 1.0), (1, math.nan), (2, 0.5)]
-        write_record(out, made)
-        write_record(out, record(text, status="failed", reason=text, **{**common, "cell_id": f"f{i}"}, seed=1))
-    return build_report(out)
 
 
 def test_hostile_names_stay_text(hostile_page: Path) -> None:

@@ -4,7 +4,7 @@
                      stages/<stage>.json   stamp: inputs, artifacts with hashes, numbers, cost; sealed by its own hash
                      masks.safetensors, weights.safetensors, checkpoint/, samples/
                      record.json, record.seal
-                     work/<stage>/         a stage's own resumable state; gone when the stage is done
+                     unfinished/<stage>/   a stage's own resumable state; gone when the stage is done
                      set-aside/            damaged files, kept for a look, never read
 
 A stage is done when its stamp is whole, was made from the same inputs, and every file it names is there unchanged.
@@ -161,7 +161,7 @@ class CellFolder:
 
     def work(self, stage: str) -> Path:
         """The folder where a stage keeps what it needs to go on after a kill."""
-        folder = self.path / "work" / stage
+        folder = self.path / "unfinished" / stage
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
@@ -259,7 +259,7 @@ class CellFolder:
                 os.replace(entry, target)
         stamp = {"stage": stage, "inputs": inputs, "artifacts": artifacts, "result": result, "cost": cost}
         write_text(self.stamp_path(stage), json.dumps({**stamp, "seal": hash_value(stamp)}, indent=1, sort_keys=True) + "\n")
-        remove(self.path / "work" / stage)
+        remove(self.path / "unfinished" / stage)
         return stamp
 
     # --- tidying ---------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ def clean_cells(cells: Sequence[PlannedCell], out: Path, *, checkpoints: bool, e
             folder.tidy()
             remove(folder.path / "set-aside")
             if finished_record(folder) is not None:
-                remove(folder.path / "work")
+                remove(folder.path / "unfinished")
                 if checkpoints:
                     for stage, name in (("slice", stages.CHECKPOINT), ("recover", stages.RECOVERED)):
                         folder.stamp_path(stage).unlink(missing_ok=True)

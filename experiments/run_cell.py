@@ -162,7 +162,7 @@ class _CellRun:
         self.folder.seal_record()
         (self.folder.path / "progress.json").unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # it stays while a stage has something to go on from
-            (self.folder.path / "work").rmdir()
+            (self.folder.path / "unfinished").rmdir()
 
     def _road(self) -> None:
         cell, job = self.job.cell, self.job

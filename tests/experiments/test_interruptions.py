@@ -33,7 +33,7 @@ def wait_for(path: Path, pattern: str, seconds: float = 120) -> None:
 def test_ctrl_c_ends_at_a_safe_point_and_the_same_command_goes_on(bench: Bench, executor: str) -> None:
     bench.configure(**SLOW_GRID, run={"executor": executor})
     run = bench.start("run", "--plugin", str(PLUGIN))
-    wait_for(bench.out, "cells/*/work/prune/method/state.safetensors")
+    wait_for(bench.out, "cells/*/unfinished/prune/method/state.safetensors")
     run.send_signal(signal.SIGINT)
     said = run.communicate(timeout=60)
     assert run.returncode == 130, said
@@ -113,7 +113,7 @@ def test_a_full_disk_ends_the_run_in_one_sentence_and_loses_nothing(
 def test_an_output_folder_that_vanishes_ends_the_run_in_one_sentence(bench: Bench) -> None:
     bench.configure(**SLOW_GRID)
     run = bench.start("run", "--plugin", str(PLUGIN))
-    wait_for(bench.out, "cells/*/work/prune/method/state.safetensors")
+    wait_for(bench.out, "cells/*/unfinished/prune/method/state.safetensors")
     os.rename(bench.out, bench.folder / "elsewhere")
     said = run.communicate(timeout=100)
     assert run.returncode == 1, said

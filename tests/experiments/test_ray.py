@@ -33,7 +33,7 @@ killed = []
 
 def kill_a_worker():
     while not killed:
-        for path in bench.out.glob("cells/*/work/prune/method/state.safetensors"):
+        for path in bench.out.glob("cells/*/unfinished/prune/method/state.safetensors"):
             progress = path.parents[3] / "progress.json"
             if progress.exists() and len(list(bench.out.glob("cells/*/record.json"))) >= 3:
                 pid = json.loads(progress.read_text())["pid"]

@@ -1,0 +1,43 @@
+"""What `plan` says a grid will take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from experiments.config import GridConfig
+from experiments.estimate import TASK_SIZES, estimate, evaluation_tokens, measure_speed
+from experiments.load_config import load_config
+from experiments.plan import plan_grid
+from tests.experiments.support import ROOT, grid_config, save_tiny_model
+
+
+def test_the_speed_of_this_machine_is_measured_in_an_instant() -> None:
+    assert 1e8 < measure_speed(1) < 1e14
+
+
+def test_work_grows_with_documents_and_shrinks_with_sparsity(tmp_path: Path) -> None:
+    cells = plan_grid(load_config(ROOT / "configs" / "demo.yaml"))
+    more = plan_grid(load_config(ROOT / "configs" / "demo.yaml", ["protocols=[{name: commonsense_llm_pruner, limit: 400}]"]))
+    assert evaluation_tokens(more[0].config) > evaluation_tokens(cells[0].config)
+    dense, *pruned = (estimate(cell, 1e11) for cell in cells)
+    assert dense.params == 134515008
+    assert all(one.seconds is not None and dense.seconds is not None and one.params < dense.params for one in pruned)
+    assert {cell.config.sparsity: estimate(cell, 1e11).params for cell in cells[1:]}[0.4] == round(0.6 * 134515008)
+
+
+def test_the_demo_is_planned_to_take_minutes_on_a_core_of_a_laptop() -> None:
+    cells = plan_grid(load_config(ROOT / "configs" / "demo.yaml"))
+    seconds = sum(estimate(cell, 1.2e11).seconds or 0 for cell in cells)
+    assert 60 < seconds < 1200
+
+
+def test_every_task_has_a_known_size() -> None:
+    from evaluation import known_protocols
+
+    assert {entry.task for protocol in known_protocols().values() for entry in protocol.tasks} <= TASK_SIZES.keys()
+
+
+def test_a_model_that_is_not_here_has_an_unknown_cost(tmp_path: Path) -> None:
+    config = GridConfig.model_validate(grid_config(Path("some-org/some-model")))
+    assert estimate(plan_grid(config)[0], 1e11).seconds is None
+    assert estimate(plan_grid(GridConfig.model_validate(grid_config(save_tiny_model(tmp_path / "m"))))[0], 1e11).seconds is not None

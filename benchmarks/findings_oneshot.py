@@ -1,4 +1,4 @@
-"""Makes docs/findings/oneshot.md: runs configs/oneshot.yaml and its two variants, then writes the table from the records.
+"""Makes docs/findings/oneshot.md: runs configs/oneshot.yaml and configs/oneshot_variants.yaml, then writes the table from the records.
 
     python benchmarks/findings_oneshot.py --data DIR [--out DIR] [--limit-2048 N --limit-128 N] [--samples 128] [--sparsity 0.2 0.35]
 
@@ -18,10 +18,6 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-VARIANTS = (
-    ("magnitude", "method_config.magnitude.members=all"),
-    ("llm_pruner", "method_config.llm_pruner.importance=vector"),
-)
 DESCRIPTIONS = {
     ("magnitude", "all"): "magnitude, L2 over all members",
     ("magnitude", "output"): "magnitude, L2 of the last matrix",
@@ -31,12 +27,12 @@ DESCRIPTIONS = {
 
 
 def run_grids(options: argparse.Namespace) -> None:
-    """Runs the grid and its variants into one folder.
+    """Runs both grids into one folder.
 
     Raises:
         SystemExit: a grid failed; its own message is on the screen.
     """
-    common = [sys.executable, str(ROOT / "run_all.py"), "run", "--config", str(ROOT / "configs/oneshot.yaml")]
+    common = [sys.executable, str(ROOT / "run_all.py"), "run"]
     common += ["--data", str(options.data), "--out", str(options.out), "--no-report", "--plain"]
     if options.limit_2048 or options.limit_128:
         limits = {"perplexity_2048": options.limit_2048, "perplexity_128": options.limit_128}
@@ -45,8 +41,8 @@ def run_grids(options: argparse.Namespace) -> None:
     common += ["--set", f"calibration.num_samples={options.samples}"]
     levels = f"grid.sparsity=[{', '.join(map(str, options.sparsity))}]"
     seeds = ", ".join(f"{{method: random, sparsity: {s}, seed: {n}}}" for s in options.sparsity for n in (1, 2))
-    runs = [["--set", levels, "--set", f"grid.include=[{seeds}]"]]
-    runs += [["--set", levels, "--set", "grid.include=[]", "--method", method, "--set", setting] for method, setting in VARIANTS]
+    runs = [["--config", str(ROOT / "configs/oneshot.yaml"), "--set", levels, "--set", f"grid.include=[{seeds}]"]]
+    runs.append(["--config", str(ROOT / "configs/oneshot_variants.yaml"), "--set", levels])
     for arguments in runs:
         code = subprocess.run([*common, *arguments], check=False).returncode
         if code not in (0, 1):

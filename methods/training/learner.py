@@ -278,7 +278,7 @@ class LearnMasks(TrainingStage):
             values |= self._press(step - self.warmup_steps)
         self._update()
         learner.gates.clamp()
-        return values | {"tokens_per_second": tokens / (time.perf_counter() - started)}
+        return values | {"tokens_per_second": tokens / (time.perf_counter() - started), "tokens_seen": learner.tokens_seen}
 
     def _press(self, pruning_step: int) -> dict[str, float]:
         """Backward pass of the Lagrangian; what is logged of the gates, as they were for this step."""
@@ -338,7 +338,8 @@ class FineTune(TrainingStage):
         self._set_lora_lr(decayed(self.lora_lr, step, self.steps, self.decay))
         loss, tokens = self._accumulate(self.accumulation, draw=False)
         self._update()
-        return {"lm_loss": loss, "tokens_per_second": tokens / (time.perf_counter() - started), **self._decided}
+        speed = tokens / (time.perf_counter() - started)
+        return {"lm_loss": loss, "tokens_per_second": speed, "tokens_seen": self.learner.tokens_seen, **self._decided}
 
 
 def _expected_units(gates: GateSet, probabilities: dict[str, Tensor]) -> dict[str, float]:

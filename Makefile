@@ -9,11 +9,12 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help install assets browser demo test lint clean
+.PHONY: help install assets browser demo test site lint clean
 
 help:
 	@echo "make demo   install, fetch the embedded model and data, run configs/demo.yaml, print where the page is"
 	@echo "make test   install and run the test suite"
+	@echo "make site   the page of $(OUT) and the docs as a static site in site/"
 	@echo "make lint   ruff and mypy"
 	@echo "make clean  remove the virtual environment and the demo results"
 
@@ -43,6 +44,10 @@ browser: $(VENV)/browser.stamp
 
 test: assets browser
 	$(PY) -m pytest $(PYTEST)
+
+# The page of $(OUT) and the docs as one static site.
+site: $(VENV)/installed.stamp
+	$(PY) -m leaderboard.site $(OUT) --docs docs --to site
 
 lint: $(VENV)/installed.stamp
 	$(PY) -m ruff check .

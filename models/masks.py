@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,14 +9,13 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from models.anatomy import Anatomy, ParamCount
 from models.errors import InvalidMasks
 
-FORMAT = "prunebench-masks"
-FORMAT_VERSION = "1"
+FORMAT = "prunebench-masks-1"  # one metadata key, since safetensors writes several in no fixed order
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,11 +169,8 @@ class Masks:
         """Writes the masks as one safetensors file; the file is complete or absent."""
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
-            save_file(
-                {name: mask.contiguous().clone() for name, mask in self.tensors().items()},
-                temporary,
-                metadata={"format": FORMAT, "version": FORMAT_VERSION, "layers": json.dumps(len(self.ffn))},
-            )
+            tensors = {name: mask.contiguous().clone() for name, mask in self.tensors().items()}
+            temporary.write_bytes(save(tensors, metadata={"format": FORMAT}))
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -189,14 +184,11 @@ class Masks:
         """
         try:
             with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                if metadata.get("format") != FORMAT or metadata.get("version") != FORMAT_VERSION:
-                    raise InvalidMasks(
-                        f"mask file {path} has format {metadata.get('format')!r} version {metadata.get('version')!r}; "
-                        f"this prunebench reads {FORMAT!r} version {FORMAT_VERSION!r}."
-                    )
+                found = (file.metadata() or {}).get("format")
+                if found != FORMAT:
+                    raise InvalidMasks(f"mask file {path} has the format {found!r}; this prunebench reads {FORMAT!r}.")
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            layers = range(int(metadata["layers"]))
+            layers = range(len(tensors["attn"]))
             groups, heads, channels = (tuple(tensors[f"{name}.{i}"] for i in layers) for name in ("kv_groups", "q_heads", "ffn"))
             return cls(groups, heads, channels, tensors["hidden"], tensors["attn"], tensors["mlp"])
         except (OSError, SafetensorError, KeyError, ValueError) as error:

@@ -43,6 +43,12 @@ def test_save_and_load_round_trip(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["masks.safetensors"]
 
 
+def test_equal_masks_make_equal_files(tmp_path):
+    for name in ("first", "second"):
+        random_masks(ANATOMIES["llama"]).save(tmp_path / name)
+    assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
+
+
 def test_a_truncated_mask_file_is_refused(tmp_path):
     path = tmp_path / "masks.safetensors"
     random_masks(ANATOMIES["llama"]).save(path)
@@ -53,7 +59,7 @@ def test_a_truncated_mask_file_is_refused(tmp_path):
 
 def test_another_format_is_refused(tmp_path):
     save_file({"hidden": torch.ones(3)}, tmp_path / "other.safetensors")
-    with pytest.raises(InvalidMasks, match="format None"):
+    with pytest.raises(InvalidMasks, match="the format None"):
         Masks.load(tmp_path / "other.safetensors")
 
 

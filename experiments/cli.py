@@ -69,9 +69,17 @@ def _add_options(verb: argparse.ArgumentParser, name: str) -> None:
     verb.add_argument("--out", type=Path, metavar="DIR", help="output folder (default: results/<name of the grid>)")
     verb.add_argument("--config", type=Path, metavar="FILE", help="the grid, a YAML file")
     verb.add_argument(
-        "--set", action="append", default=[], dest="settings", metavar="KEY=VALUE", help="overlay one setting, e.g. grid.seed=[0,1]"
+        "--set",
+        action="extend",
+        nargs="+",
+        default=[],
+        dest="settings",
+        metavar="KEY=VALUE",
+        help="overlay settings, e.g. grid.seed=[0,1]",
     )
-    verb.add_argument("--plugin", action="append", default=[], type=Path, metavar="FILE", help="a .py file that registers pruners")
+    verb.add_argument(
+        "--plugin", action="extend", nargs="+", default=[], type=Path, metavar="FILE", help=".py files that register pruners"
+    )
     if name == "report":
         return
     verb.add_argument("--data", type=Path, metavar="DIR", help="folder of benchmark data as JSONL, tried before hub and embedded data")
@@ -81,7 +89,7 @@ def _add_options(verb: argparse.ArgumentParser, name: str) -> None:
     axes.add_argument("--method", metavar="NAME")
     axes.add_argument("--sparsity", type=float, metavar="S", help="share of parameters to remove, between 0 and 1")
     axes.add_argument("--seed", type=int, metavar="N")
-    axes.add_argument("--protocol", action="append", default=[], metavar="NAME", help="evaluation protocol (repeatable)")
+    axes.add_argument("--protocol", action="extend", nargs="+", default=[], metavar="NAME", help="evaluation protocols")
     axes.add_argument("--limit", type=int, metavar="N", help="documents a task")
     if name in ("run", "prune", "evaluate"):
         verb.add_argument("--executor", choices=["local", "processes", "ray"], help="here, one process a cell, or Ray tasks")

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from experiments.cli import build_parser
 from experiments.load_config import load_config, parse_setting
 from models.errors import BadInput
 
@@ -109,3 +110,14 @@ def test_a_file_that_is_not_there_or_not_text_is_refused(tmp_path: Path) -> None
 def test_a_setting_that_is_no_key_and_value_is_refused(setting: str) -> None:
     with pytest.raises(BadInput, match="KEY=VALUE"):
         parse_setting(setting)
+
+
+def test_several_protocols_and_settings_may_follow_one_flag_or_several() -> None:
+    parser = build_parser()
+    together = parser.parse_args(["evaluate", "--protocol", "reading", "mmlu_5shot", "--set", "grid.seed=1", "evaluation.seed=2"])
+    apart = parser.parse_args(
+        ["evaluate", "--protocol", "reading", "--protocol", "mmlu_5shot", "--set", "grid.seed=1", "--set", "evaluation.seed=2"]
+    )
+    assert together == apart
+    assert together.protocol == ["reading", "mmlu_5shot"]
+    assert parser.parse_args(["evaluate"]).protocol == [], "one call must not add to the defaults of the next"

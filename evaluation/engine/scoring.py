@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CPU_ROW_TOKENS = 512
+CPU_ROW_TOKENS = 1024
 """Distinct tokens a row holds on a CPU: large enough for efficient matrix products, small enough for the caches."""
 
 LARGEST_ROW_TOKENS = 16384

@@ -82,7 +82,8 @@ class NutePrune(Pruner[NutePruneConfig]):
     """Learns gates by distillation from snapshots of the model's own, denser past, kept as gates and adapters on one model.
 
     Source: NutePrune, arXiv 2402.09773, and its released code. Departures: KV groups instead of query heads; sparsity counted on
-    the budget's basis; losses in float32; a loss that is not finite stops the run; packed sequences; the landing on the budget and folding of `methods.training`.
+    the budget's basis; losses in float32; a loss that is not finite stops the run; packed sequences; the landing on the budget and
+    folding of `methods.training`.
     """
 
     Config = NutePruneConfig

@@ -30,8 +30,9 @@ install: $(VENV)/installed.stamp
 assets: $(VENV)/installed.stamp
 	@$(PY) -m models.assets
 
+# nproc without --all would answer the OMP_NUM_THREADS that is exported above.
 demo: assets
-	OMP_NUM_THREADS=$$(nproc 2>/dev/null || echo 1) $(PY) run_all.py run --config configs/demo.yaml --out $(OUT)
+	OMP_NUM_THREADS=$$(nproc --all 2>/dev/null || echo 1) $(PY) run_all.py run --config configs/demo.yaml --out $(OUT)
 
 # The leaderboard's browser tests drive Debian's Chromium; any chromium or google-chrome on the PATH will do.
 $(VENV)/browser.stamp: $(VENV)/installed.stamp

@@ -4,7 +4,7 @@
 
 The steps take turns on one model of SmolLM2-135M's shape with random weights (a step's cost does not depend on them); a
 side's time is the minimum of its rounds:
-  plain          forward with labels as transformers does it (logits everywhere), backward, clip, AdamW on LoRA
+  plain          forward with logits everywhere, as transformers does it, loss, backward, clip, AdamW on LoRA
   plain-lean     the same with logits only where labels are: the stricter comparison
   compresso      `LearnMasks.step`: draw, gated forward, backward, Lagrangian, AdamW on LoRA, gates and multipliers, clamp
   forward        one forward pass without gradient, logits everywhere
@@ -34,7 +34,7 @@ from methods.nuteprune.snapshots import SnapshotManager
 from methods.nuteprune.teaching import Distill, TaughtLearner
 from methods.training.gates import GateKinds
 from methods.training.learner import LearnerSettings, LearnMasks, MaskLearner
-from methods.training.packing import Pack, lm_loss
+from methods.training.packing import Pack, lm_loss, pack_logits
 from models.budget import Budget
 
 SMOLLM2_135M = {
@@ -73,9 +73,9 @@ def lora_step(model: Any, optimizer: torch.optim.Optimizer, parameters: list[Any
 
 
 def full_logits_loss(model: Any, pack: Pack) -> torch.Tensor:
-    labels = torch.full_like(pack.tokens, -100)
-    labels[0, pack.predict_at + 1] = pack.targets
-    return model(input_ids=pack.tokens, position_ids=pack.position_ids, use_cache=False, labels=labels).loss
+    labels = torch.full((pack.num_tokens,), -100, device=pack.tokens.device)
+    labels[pack.predict_at] = pack.targets
+    return torch.nn.functional.cross_entropy(pack_logits(model, pack).float(), labels)
 
 
 def peak_bytes(step: Callable[[], None], resident: int, device: torch.device) -> int:
@@ -208,7 +208,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 @torch.no_grad()
 def forward(model: Any, pack: Pack) -> None:
-    model(input_ids=pack.tokens, position_ids=pack.position_ids, use_cache=False)
+    pack_logits(model, pack)
 
 
 class WithoutGates:

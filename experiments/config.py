@@ -106,7 +106,7 @@ class Evaluation(Part):
 
     limit: Count | None = Field(None, ge=1, description="documents a task where the protocol entry gives none")
     seed: Seed = 0
-    prompt: str | None = Field(None, description="text put before every request")
+    prompt: str | None = Field(None, description="text put before every request; or file:PATH, or compresso:training for that method's own")
 
 
 class EfficiencySettings(Part):

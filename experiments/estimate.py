@@ -152,7 +152,7 @@ def plan_table(config: GridConfig, cells: Sequence[PlannedCell], out: Path) -> s
         rows.append(
             (
                 cell.id,
-                cell.config.title,
+                cell.title,
                 "?" if cost.params is None else millions(cost.params),
                 "done" if is_done else "?" if cost.seconds is None else duration(cost.seconds),
                 gigabytes(cost.memory_bytes),

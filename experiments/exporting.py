@@ -24,7 +24,7 @@ def export_checkpoint(cell: PlannedCell, out: Path, target: Path) -> Path:
     stage, name = ("recover", stages.RECOVERED) if cell.config.recovery != "none" else ("slice", stages.CHECKPOINT)
     folder = CellFolder(out, cell.id)
     if not folder.stamp_path(stage).exists():
-        raise BadInput(f"cell {cell.id} ({cell.config.title}) has no checkpoint in {out}; run the verb prune for it first.")
+        raise BadInput(f"cell {cell.id} ({cell.title}) has no checkpoint in {out}; run the verb prune for it first.")
     if not folder.stamp_is_whole(stage):
         raise BadInput(f"the checkpoint of cell {cell.id} in {out} is damaged; give the run command again, which redoes it.")
     if target.exists():

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from experiments.cell import DENSE, CellConfig, CellModel, CellProtocol
-from experiments.config import GridConfig, MethodChoice, Pattern, RecoveryChoice
+from experiments.config import Grid, GridConfig, MethodChoice, Pattern, RecoveryChoice
 from experiments.hashing import hash_file
 from experiments.model_check import check_model, data_fingerprint
+from experiments.prompt import prompt_of
 from experiments.recovery import get_recovery
 from experiments.suggest import sentence, shown, unknown
 from models.errors import BadInput
@@ -22,14 +23,34 @@ from models.loading import ModelSpec
 
 @dataclass(frozen=True)
 class PlannedCell:
-    """A cell and how its model is to be loaded here (the device isn't part of the cell)."""
+    """A cell and how its model is to be loaded here (the device isn't part of the cell).
+
+    Attributes:
+        variant: what sets its method and recovery apart from others of the same name in this grid.
+    """
 
     config: CellConfig
     model: ModelSpec
+    variant: str = ""
 
     @property
     def id(self) -> str:
         return self.config.id
+
+    @property
+    def title(self) -> str:
+        """What the cell is called on the screen."""
+        return f"{self.config.title} ({self.variant})" if self.variant else self.config.title
+
+
+@dataclass(frozen=True)
+class _Resolved:
+    """One entry of an axis that may name the same thing with several settings."""
+
+    name: str
+    settings: dict[str, Any]
+    source: str = "built-in"
+    variant: str = ""
 
 
 def plan_grid(config: GridConfig, data_dir: Path | None = None, *, needs_protocols: bool = True) -> list[PlannedCell]:
@@ -46,8 +67,9 @@ def plan_grid(config: GridConfig, data_dir: Path | None = None, *, needs_protoco
         raise BadInput("protocols is empty; name at least one, for example commonsense_llm_pruner.")
     _check_patterns(config)
     protocols = _resolve_protocols(config)
-    methods = {choice.name: _resolve_method(config, choice) for choice in config.grid.method}
-    _check_method_config(config, methods)
+    methods = _with_variants("method", [_resolve_method(config, choice) for choice in config.grid.method])
+    _check_method_config(config)
+    recoveries = _with_variants("recovery", [_resolve_recovery(choice) for choice in config.grid.recovery])
     data = "embedded" if data_dir is None else data_fingerprint(data_dir)
 
     cells: dict[str, PlannedCell] = {}
@@ -81,21 +103,20 @@ def plan_grid(config: GridConfig, data_dir: Path | None = None, *, needs_protoco
                 calibration=None,
             )
             cells.setdefault(dense.id, PlannedCell(dense, model))
-        for method, sparsity, seed, recovery in _combinations(config, model):
-            method_config, source = methods[method]
-            recovery_config = get_recovery(recovery.name).resolve(recovery.config)
+        for method, sparsity, seed, recovery in _combinations(config.grid, methods, recoveries, model):
             cell = CellConfig(
                 **common,
-                method=method,
-                method_config=method_config,
-                method_source=source,
+                method=method.name,
+                method_config=method.settings,
+                method_source=method.source,
                 sparsity=sparsity,
                 seed=seed,
                 recovery=recovery.name,
-                recovery_config=recovery_config,
+                recovery_config=recovery.settings,
                 calibration=config.calibration,
             )
-            cells.setdefault(cell.id, PlannedCell(cell, model))
+            variant = ", ".join(part for part in (method.variant, recovery.variant) if part)
+            cells.setdefault(cell.id, PlannedCell(cell, model, variant))
     if not cells:
         raise BadInput("grid.exclude leaves no cell to run; exclude less.")
     return list(cells.values())
@@ -119,23 +140,23 @@ def select(cells: list[PlannedCell], wanted: list[str]) -> list[PlannedCell]:
     return chosen
 
 
-def _combinations(config: GridConfig, model: ModelSpec) -> Iterator[tuple[str, float, int, RecoveryChoice]]:
-    grid = config.grid
+def _combinations(
+    grid: Grid, methods: list[_Resolved], recoveries: list[_Resolved], model: ModelSpec
+) -> Iterator[tuple[_Resolved, float, int, _Resolved]]:
     for sparsity in grid.sparsity:
-        for method in grid.method:
+        for method in methods:
             for seed in grid.seed:
-                for recovery in grid.recovery:
+                for recovery in recoveries:
                     if not any(_matches(p, model.name, method.name, sparsity, seed, recovery.name) for p in grid.exclude):
-                        yield method.name, sparsity, seed, recovery
+                        yield method, sparsity, seed, recovery
     for include in grid.include:
         if include.model not in (None, model.name):
             continue
-        assert include.method is not None  # the config demands both
-        assert include.sparsity is not None
-        recoveries = [r for r in grid.recovery if include.recovery in (None, r.name)]
-        for seed in grid.seed if include.seed is None else (include.seed,):
-            for recovery in recoveries:
-                yield include.method, include.sparsity, seed, recovery
+        assert include.sparsity is not None  # the config demands it
+        for method in (m for m in methods if m.name == include.method):
+            for seed in grid.seed if include.seed is None else (include.seed,):
+                for recovery in (r for r in recoveries if include.recovery in (None, r.name)):
+                    yield method, include.sparsity, seed, recovery
 
 
 def _matches(pattern: Pattern, model: str, method: str, sparsity: float, seed: int, recovery: str) -> bool:
@@ -157,10 +178,9 @@ def _check_patterns(config: GridConfig) -> None:
         "method": [m.name for m in grid.method],
         "recovery": [r.name for r in grid.recovery],
     }
-    for kind, values in names.items():
-        if len(values) != len(set(values)):
-            twice = next(v for v in values if values.count(v) > 1)
-            raise BadInput(f"grid.{kind} names {shown(twice)} twice; each {kind} may stand there once.")
+    twice = next((v for v in names["model"] if names["model"].count(v) > 1), None)
+    if twice is not None:
+        raise BadInput(f"grid.model names {shown(twice)} twice; each model may stand there once.")
     for where, patterns in (("exclude", grid.exclude), ("include", grid.include)):
         for pattern in patterns:
             for kind, values in names.items():
@@ -173,6 +193,7 @@ def _resolve_protocols(config: GridConfig) -> tuple[CellProtocol, ...]:
     from evaluation import known_protocols
 
     known = known_protocols()
+    prompt = prompt_of(config.evaluation.prompt)
     resolved = []
     for choice in config.protocols:
         if choice.name not in known:
@@ -183,7 +204,7 @@ def _resolve_protocols(config: GridConfig) -> tuple[CellProtocol, ...]:
                 version=str(known[choice.name].version),
                 limit=choice.limit if choice.limit is not None else config.evaluation.limit,
                 sources=choice.sources,
-                prompt=config.evaluation.prompt,
+                prompt=prompt,
                 seed=config.evaluation.seed,
             )
         )
@@ -193,7 +214,38 @@ def _resolve_protocols(config: GridConfig) -> tuple[CellProtocol, ...]:
     return tuple(resolved)
 
 
-def _resolve_method(config: GridConfig, choice: MethodChoice) -> tuple[dict[str, Any], str]:
+def _with_variants(kind: str, entries: list[_Resolved]) -> list[_Resolved]:
+    """The entries of one axis, each with the settings in which it differs from others of its name.
+
+    Raises:
+        BadInput: two entries are the same.
+    """
+    named = []
+    for entry in entries:
+        others = [other for other in entries if other.name == entry.name]
+        if others.count(entry) > 1:
+            raise BadInput(f"grid.{kind} names {shown(entry.name)} twice with the same settings; give each entry a config of its own.")
+        flat = [_flatten(other.settings) for other in others]
+        keys = dict.fromkeys(key for one in flat for key in one)
+        differing = [key for key in keys if any(one.get(key) != flat[0].get(key) for one in flat)]
+        own = _flatten(entry.settings)
+        named.append(replace(entry, variant=", ".join(f"{key}={own.get(key)}" for key in differing)))
+    return named
+
+
+def _flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as one level of dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def _resolve_recovery(choice: RecoveryChoice) -> _Resolved:
+    return _Resolved(choice.name, get_recovery(choice.name).resolve(choice.config))
+
+
+def _resolve_method(config: GridConfig, choice: MethodChoice) -> _Resolved:
     """The full settings of a method and where its code comes from."""
     from methods.registry import get_pruner
 
@@ -205,13 +257,14 @@ def _resolve_method(config: GridConfig, choice: MethodChoice) -> tuple[dict[str,
         resolved = pruner.Config.model_validate(settings)
     except ValidationError as error:
         raise BadInput(sentence(error, pruner.Config, f"settings of method {choice.name}")) from None
-    return resolved.model_dump(mode="json"), code_source(pruner)
+    return _Resolved(choice.name, resolved.model_dump(mode="json"), code_source(pruner))
 
 
-def _check_method_config(config: GridConfig, methods: dict[str, Any]) -> None:
+def _check_method_config(config: GridConfig) -> None:
+    names = [choice.name for choice in config.grid.method]
     for name in config.method_config:
-        if name not in methods:
-            raise unknown("method in method_config", name, methods)
+        if name not in names:
+            raise unknown("method in method_config", name, names)
 
 
 def code_source(pruner: type) -> str:

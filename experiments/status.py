@@ -29,7 +29,7 @@ def cell_status(cell: PlannedCell, out: Path) -> CellStatus:
     folder = CellFolder(out, cell.id)
 
     def line(status: str, note: str = "") -> CellStatus:
-        return CellStatus(cell.id, cell.config.title, status, note)
+        return CellStatus(cell.id, cell.title, status, note)
 
     if folder.path.is_dir() and folder.is_locked():
         return line("running", _progress_note(folder))

@@ -18,6 +18,7 @@ from experiments.exporting import export_checkpoint
 from experiments.load_config import load_config
 from experiments.plan import PlannedCell, plan_grid, select
 from experiments.progress import make_view
+from experiments.prompt import prompt_of
 from experiments.reporting import build_page
 from experiments.run_grid import GridResult, check_feasible, fetch_models, make_jobs, run_grid
 from experiments.status import status_table
@@ -74,7 +75,7 @@ def prune(options: argparse.Namespace) -> int:
     result = _run_cells(options, request, "prune")
     for cell in request.cells:
         if result.statuses.get(cell.id) in ("pruned", "done"):
-            print(f"{cell.config.title}: {request.out / 'cells' / cell.id}")
+            print(f"{cell.title}: {request.out / 'cells' / cell.id}")
     return result.exit_code
 
 
@@ -99,6 +100,7 @@ def _evaluate_model(options: argparse.Namespace) -> int:
         evaluation.get_protocol(name)
     config = load_config(None, [*options.settings, *axis_settings(options)])
     spec: ModelSpec = config.grid.model[0]
+    prompt = prompt_of(config.evaluation.prompt)
     if options.out is not None:
         prepare_output_folder(options.out)
     stop = Stop()
@@ -121,7 +123,7 @@ def _evaluate_model(options: argparse.Namespace) -> int:
                 data_dir=options.data,
                 limit=config.evaluation.limit,
                 seed=config.evaluation.seed,
-                prompt=config.evaluation.prompt,
+                prompt=prompt,
                 out_dir=options.out,
                 token_budget=config.run.token_budget,
                 progress=progress,
@@ -150,7 +152,7 @@ def _run_cells(
         needs_checkpoint=needs_checkpoint,
     )
     stop = Stop()
-    titles = {cell.id: cell.config.title for cell in request.cells}
+    titles = {cell.id: cell.title for cell in request.cells}
     with stop_on_signals(stop):
         result = run_grid(executor, jobs, titles, request.out, make_view(options.plain), stop, retry=not options.no_retry)
     print(f"{request.out}: {result.text()}")
@@ -199,7 +201,7 @@ def validate(options: argparse.Namespace) -> int:
     check_feasible(request.cells)
     print(f"ok: {len(request.cells)} cells")
     for cell in request.cells:
-        print(f"  {cell.id}  {cell.config.title}")
+        print(f"  {cell.id}  {cell.title}")
     print("methods:")
     for info in known_pruners().values():
         print(f"  {info.name}: {info.origin}")

@@ -21,7 +21,10 @@ from methods.training.gates import GateKinds
 from methods.training.hardening import Survivors
 from methods.training.learner import FineTune, LearnerSettings, LearnMasks, MaskLearner
 from methods.training.loop import run_stages
-from methods.training.packing import Pack, can_share_prefix, lm_loss, with_prompt
+from methods.training.packed_attention import can_split
+from methods.training.packing import Pack, lm_loss, with_prompt
+from methods.training.precision import DESCRIPTION as PRECISION
+from methods.training.precision import ComputeDtype
 from methods.training.schedule import Ramp
 from methods.training.source_text import fingerprint, training_examples
 from models.anatomy import Anatomy
@@ -70,6 +73,7 @@ class CompressoConfig(PrunerConfig):
         "product", description="on the input of the down projection (linear for soft gates); 'branches' is the official code's"
     )
     survivors: Survivors = Field("soft", description="what stays keeps its soft value (official) or becomes 1 ('hard')")
+    compute_dtype: ComputeDtype = Field("model", description=PRECISION)
     gradient_checkpointing: bool = Field(False, description="less memory, about a third more time")
     checkpoint_every: int = Field(50, ge=1, description="steps between checkpoints of the training state")
 
@@ -112,7 +116,7 @@ class Compresso(Pruner[CompressoConfig]):
         config: CompressoConfig = self.config
         examples = list(training_examples(config.text, config.self_text_examples, model, data, run))
         prompt = prompt_tokens(config.prompt, data)
-        if prompt is not None and not can_share_prefix(model):
+        if prompt is not None and not can_split(model):
             examples, prompt = with_prompt(examples, prompt), None
         settings = LearnerSettings(
             rank=config.lora_rank,
@@ -124,6 +128,7 @@ class Compresso(Pruner[CompressoConfig]):
             survivors=config.survivors,
             batch_tokens=config.batch_tokens,
             gradient_checkpointing=config.gradient_checkpointing,
+            compute_dtype=config.compute_dtype,
         )
         with torch.enable_grad(), MaskLearner(model, settings, budget, examples, run.seed, run.device, prompt) as learner:
             epoch = config.steps_per_epoch or learner.sampler.packs_per_epoch

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from methods.calibration.training_text import TrainingConfig
 from methods.data import PruningData
 from methods.nuteprune.distillation import KLReduction
+from methods.nuteprune.published_count import published_sparsity_of
 from methods.nuteprune.snapshots import Progression, SnapshotManager
 from methods.nuteprune.teaching import Distill, TaughtLearner
 from methods.pruner import Pruner, PrunerConfig, Run, Support
@@ -23,6 +24,8 @@ from methods.training.hardening import Survivors
 from methods.training.learner import FineTune, LearnerSettings
 from methods.training.loop import run_stages
 from methods.training.packing import Pack, lm_loss
+from methods.training.precision import DESCRIPTION as PRECISION
+from methods.training.precision import ComputeDtype
 from methods.training.schedule import Ramp
 from methods.training.source_text import fingerprint, training_examples
 from models.anatomy import Anatomy
@@ -74,6 +77,7 @@ class NutePruneConfig(PrunerConfig):
     is_uniform: bool = Field(False, description="every layer's groups and channels meet the target on their own; hidden_gates off")
     mlp_gate_placement: Literal["product", "branches"] = Field("product", description="'branches' is the official code's")
     survivors: Survivors = "soft"
+    compute_dtype: ComputeDtype = Field("model", description=PRECISION)
     checkpoint_every: int = Field(50, ge=1, description="steps between checkpoints of the training state")
 
 
@@ -82,8 +86,8 @@ class NutePrune(Pruner[NutePruneConfig]):
     """Learns gates by distillation from snapshots of the model's own, denser past, kept as gates and adapters on one model.
 
     Source: NutePrune, arXiv 2402.09773, and its released code. Departures: KV groups instead of query heads; sparsity counted on
-    the budget's basis; losses in float32; a loss that is not finite stops the run; packed sequences; the landing on the budget and
-    folding of `methods.training`.
+    the budget's basis (the paper's own count is logged as `published_sparsity`); losses in float32; a loss that is not finite
+    stops the run; packed sequences; the landing on the budget and folding of `methods.training`.
     """
 
     Config = NutePruneConfig
@@ -123,6 +127,7 @@ class NutePrune(Pruner[NutePruneConfig]):
             survivors=config.survivors,
             batch_tokens=config.batch_tokens,
             is_uniform=config.is_uniform,
+            compute_dtype=config.compute_dtype,
         )
         learner = TaughtLearner(model, settings, budget, examples, run.seed, run.device)
         learner.teachers = SnapshotManager(
@@ -166,4 +171,6 @@ class NutePrune(Pruner[NutePruneConfig]):
             mark = fingerprint(config, budget, run.seed, [*examples, *later])
             run_stages([distill, finetune], learner, run, fingerprint=mark, checkpoint_every=config.checkpoint_every)
             log.info("nuteprune learnt its masks on %d tokens, %d snapshots", learner.tokens_seen, learner.teachers.stored)
-            return learner.finish()
+            masks = learner.finish()
+            run.log_metrics(distill.steps + finetune.steps, {"published_sparsity": published_sparsity_of(learner.anatomy, masks)})
+            return masks

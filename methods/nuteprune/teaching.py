@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from methods.nuteprune.distillation import KLReduction, LayerStates, kl_loss
+from methods.nuteprune.published_count import published_sparsity
 from methods.nuteprune.snapshots import SnapshotManager
 from methods.training.hardening import deterministic_values
 from methods.training.learner import LearnMasks, MaskLearner
-from methods.training.packing import Pack
+from methods.training.packing import Pack, lm_loss, pack_logits, run_packed
 from models.soft_masks import Gates
 
 GATE = "gate."
@@ -53,7 +54,7 @@ class TaughtLearner(MaskLearner):
         student = Gates(**vars(self.live))
         try:
             self.gates.as_gates(gates, self.live)
-            return torch.func.functional_call(self.model, lora, (), _inputs(pack)).logits[0]
+            return run_packed(self.model, pack, lambda inputs: torch.func.functional_call(self.model, lora, (), inputs))
         finally:
             for name, value in vars(student).items():
                 setattr(self.live, name, value)
@@ -97,17 +98,15 @@ class Distill(LearnMasks):
         learner, model = self.learner, self.learner.model
         pack = pack.to(model.device)
         if not self.distils:
-            logits: Tensor = model(**_inputs(pack)).logits[0]
-            return _lm(logits, pack)
+            return lm_loss(model, pack)
         index = learner.teachers.select(self.steps - self._step)
         states = LayerStates()
         with states.kept(model, learner.anatomy):
             theirs = learner.teacher_logits(pack, index)
         with states.compared(model, learner.anatomy):
-            ours: Tensor = model(**_inputs(pack)).logits[0]
+            ours = pack_logits(model, pack)
         assert states.loss is not None
-        sequences = int((pack.position_ids == 0).sum())
-        kl = kl_loss(ours, theirs, temperature=self.kl_temperature, sequences=sequences, reduction=self.kl_reduction)
+        kl = kl_loss(ours, theirs, temperature=self.kl_temperature, sequences=pack.num_sequences, reduction=self.kl_reduction)
         loss = self.kl_weight * kl + self.layer_weight * states.loss.to(kl.device)
         self._parts = {
             "kl_loss": kl.item(),
@@ -122,17 +121,13 @@ class Distill(LearnMasks):
         if teachers.wants(sparsity):
             teachers.store(sparsity, self.learner.snapshot())
         teachers.note(sparsity, self.steps - self._step - 1)
-        return values
+        return values | {"published_sparsity": published_sparsity(self.learner.anatomy, values)}
 
     def _update(self) -> None:
         if self._step < self.mask_only_steps:
             for parameter in self.learner.lora_parameters:
                 parameter.grad = None
         super()._update()
-
-
-def _inputs(pack: Pack) -> dict[str, Any]:
-    return {"input_ids": pack.tokens, "position_ids": pack.position_ids, "use_cache": False}
 
 
 def _lm(logits: Tensor, pack: Pack) -> Tensor:

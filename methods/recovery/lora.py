@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,7 +20,10 @@ from methods.recovery.batches import BatchPlan, packed
 from methods.training.adapters import Adapters, Projection
 from methods.training.checkpoint import load_optimizer, optimizer_tensors
 from methods.training.loop import Learner, Stage, run_stages
+from methods.training.packed_attention import packed_attention
 from methods.training.packing import Pack, lm_loss
+from methods.training.precision import DESCRIPTION as PRECISION
+from methods.training.precision import ComputeDtype, computing_in
 from models.anatomy import Anatomy
 
 
@@ -45,6 +49,7 @@ class LoraRecoveryConfig(BaseModel):
     max_grad_norm: float = Field(1.0, gt=0, description="gradients longer than this are shortened to it")
     validate_every: int = Field(100, ge=1, description="optimiser steps between two validations; there is one before and one at the end")
     select: Literal["best", "last"] = Field("best", description="adapters of the lowest validation loss, or of the last step")
+    compute_dtype: ComputeDtype = Field("model", description=PRECISION)
     recompute: bool = Field(False, description="compute activations again in the backward pass: less memory, a third more time")
     checkpoint_every: int = Field(20, ge=1, description="optimiser steps between two checkpoints of the training itself")
 
@@ -84,7 +89,8 @@ def recover_lora(model: PreTrainedModel, config: LoraRecoveryConfig, data: Pruni
     adapters = Adapters(model, anatomy, rank=config.rank, alpha=config.alpha, projections=config.projections, generator=run.generator())
     learner = _Learner(adapters)
     stage = _Finetune(model, config, plan, packed(text.validation, config.pack_tokens), learner)
-    run_stages([stage], learner, run, fingerprint=fingerprint, checkpoint_every=config.checkpoint_every)
+    with packed_attention(model):
+        run_stages([stage], learner, run, fingerprint=fingerprint, checkpoint_every=config.checkpoint_every)
     if config.select == "best":
         adapters.load(learner.best)
     adapters.merge()
@@ -149,12 +155,8 @@ class _Finetune(Stage):
         loss = 0.0
         with torch.enable_grad():
             for pack in packs:
-                if self._config.recompute:
-                    with recomputed_layers(self._model):
-                        part = lm_loss(self._model, pack) * (len(pack.targets) / labels)
-                        part.backward()
-                else:
-                    part = lm_loss(self._model, pack) * (len(pack.targets) / labels)
+                with recomputed_layers(self._model) if self._config.recompute else nullcontext():
+                    part = self._loss(pack) * (len(pack.targets) / labels)
                     part.backward()
                 loss += float(part.detach())
         torch.nn.utils.clip_grad_norm_(self._parameters, self._config.max_grad_norm)
@@ -171,10 +173,14 @@ class _Finetune(Stage):
             return self._config.learning_rate * (step + 1) / warmup
         return self._config.learning_rate * (self.steps - step) / max(self.steps - warmup, 1)
 
+    def _loss(self, pack: Pack) -> Tensor:
+        with computing_in(self._config.compute_dtype, self._model.device):
+            return lm_loss(self._model, pack)
+
     @torch.no_grad()
     def _validate(self) -> float:
         labels = sum(len(pack.targets) for pack in self._validation)
-        loss = sum(float(lm_loss(self._model, pack)) * (len(pack.targets) / labels) for pack in self._validation)
+        loss = sum(float(self._loss(pack)) * (len(pack.targets) / labels) for pack in self._validation)
         self._learner.record(loss)
         return loss
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -21,7 +22,9 @@ from methods.training.hard_concrete import HardConcrete
 from methods.training.hardening import Hardened, Survivors, harden
 from methods.training.lagrangian import Lagrangian
 from methods.training.loop import Learner, Stage
+from methods.training.packed_attention import packed_attention
 from methods.training.packing import Pack, PackSampler
+from methods.training.precision import ComputeDtype, computing_in
 from methods.training.schedule import Decay, Ramp, decayed, target_sparsity
 from models.anatomy import Anatomy
 from models.budget import Budget
@@ -50,6 +53,7 @@ class LearnerSettings:
     batch_tokens: int
     gradient_checkpointing: bool = False
     is_uniform: bool = False
+    compute_dtype: ComputeDtype = "model"
 
 
 class MaskLearner(Learner):
@@ -83,6 +87,7 @@ class MaskLearner(Learner):
         self._text_name = ""
         self.adapters: Adapters | None = None
         self._applied: AppliedGates | None = None
+        self._open = ExitStack()
         self._trainable: dict[str, bool] = {}
 
     def __enter__(self) -> MaskLearner:
@@ -106,6 +111,7 @@ class MaskLearner(Learner):
             keeps_factors=not settings.gradient_checkpointing,
         )
         if settings.gradient_checkpointing:
+            self._open.enter_context(packed_attention(model))  # the backward pass computes attention again
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             model.train()  # transformers recomputes in train mode only
             for module in model.modules():
@@ -114,6 +120,7 @@ class MaskLearner(Learner):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._open.close()
         if self._applied is not None:
             self._applied.remove()
         if self.adapters is not None:
@@ -216,7 +223,8 @@ class TrainingStage(Stage):
             if draw:
                 self.learner.draw_gates()
             pack = self.learner.next_pack()
-            loss = self.loss(pack) / packs
+            with computing_in(self.learner.settings.compute_dtype, self.learner.model.device):
+                loss = self.loss(pack) / packs
             if loss.requires_grad:
                 loss.backward()
             total = total + loss.detach().cpu()

@@ -1,12 +1,12 @@
 """Packs examples of different lengths into one row, so that no token is padding and no example sees another.
 
-Transformers reads the restarts of the position ids as borders between sequences and masks attention across them, in every
-kind of attention layer; `tests` holds it to that for every architecture family.
+Where attention can be split (`packed_attention`), it runs on each example alone. Elsewhere transformers reads the restarts of
+the position ids as borders between sequences and masks attention across them; `tests` holds both to that for every family.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from methods.calibration.training_text import Example
+from methods.training.packed_attention import Layout, packed_attention
 from models.errors import BadInput
 
 
@@ -26,14 +27,14 @@ class Pack:
         tokens, position_ids: (1, length) int64; positions restart at each example, or at the end of the shared prefix.
         predict_at: (predictions,) int64 positions in the row whose next token is a label.
         targets: (predictions,) int64 these labels.
-        sees: (1, 1, length, length) bool, which token sees which, where examples share a prefix; else None.
+        layout: where the examples lie in the row, and how long the prefix is that they share.
     """
 
     tokens: Tensor
     position_ids: Tensor
     predict_at: Tensor
     targets: Tensor
-    sees: Tensor | None = None
+    layout: Layout
 
     @classmethod
     def of(cls, examples: Sequence[Example]) -> Pack:
@@ -51,6 +52,7 @@ class Pack:
             torch.cat([torch.arange(len(example.tokens)) for example in examples])[None],
             torch.cat(predict_at),
             torch.cat(targets),
+            Layout(tuple(len(example.tokens) for example in examples)),
         )
 
     @classmethod
@@ -61,51 +63,54 @@ class Pack:
         keep = (rest.position_ids[0] > 0).nonzero().squeeze(1)  # all but the stand-ins for the prefix's last token
         moved = torch.full((rest.num_tokens,), length - 1)
         moved[keep] = torch.arange(len(keep)) + length
-        owner = torch.cat([torch.zeros(length, dtype=torch.int64), (rest.position_ids[0] == 0).cumsum(0)[keep]])
-        order = torch.arange(len(owner))
-        sees = (order[:, None] >= order) & ((owner[:, None] == owner) | (owner == 0))
         return cls(
             torch.cat([prefix, rest.tokens[0, keep]])[None],
             torch.cat([torch.arange(length), rest.position_ids[0, keep] + length - 1])[None],
             moved[rest.predict_at],
             rest.targets,
-            sees[None, None],
+            Layout(tuple(len(example.tokens) for example in examples), length),
         )
 
     @property
     def num_tokens(self) -> int:
         return self.tokens.numel()
 
+    @property
+    def num_sequences(self) -> int:
+        return len(self.layout.lengths)
+
     def to(self, device: torch.device) -> Pack:
-        sees = None if self.sees is None else self.sees.to(device)
-        return Pack(self.tokens.to(device), self.position_ids.to(device), self.predict_at.to(device), self.targets.to(device), sees)
-
-    def inputs(self, dtype: torch.dtype) -> dict[str, Any]:
-        """What a model of `dtype` is called with."""
-        inputs: dict[str, Any] = {"input_ids": self.tokens, "position_ids": self.position_ids, "use_cache": False}
-        if self.sees is not None:  # additive, as every attention implementation that takes a mask reads it
-            inputs["attention_mask"] = torch.zeros(self.sees.shape, dtype=dtype, device=self.sees.device).masked_fill_(
-                ~self.sees, torch.finfo(dtype).min
-            )
-        return inputs
+        tokens, position_ids, predict_at, targets = (
+            tensor.to(device) for tensor in (self.tokens, self.position_ids, self.predict_at, self.targets)
+        )
+        return Pack(tokens, position_ids, predict_at, targets, self.layout)
 
 
-def can_share_prefix(model: PreTrainedModel) -> bool:
-    """Whether `Pack.after` is exact for a model: its attention takes a mask of ours, and no layer slides a window."""
-    config = model.config.get_text_config()
-    return model.config._attn_implementation in ("sdpa", "eager") and getattr(config, "sliding_window", None) is None
+def pack_logits(model: PreTrainedModel, pack: Pack, **options: Any) -> Tensor:
+    """(positions, vocabulary) logits of a pack that is on the model's device; `options` go to the model.
+
+    Raises:
+        BadInput: the pack shares a prefix, and the model's attention can't be split.
+    """
+    return run_packed(model, pack, lambda inputs: model(**inputs, **options))
 
 
-def label_logits(model: PreTrainedModel, pack: Pack) -> Tensor:
-    """(predictions, vocabulary) logits, computed only where a label is."""
-    runnable: Any = model
-    return runnable(**pack.inputs(model.dtype), logits_to_keep=pack.predict_at).logits[0]
+def run_packed(model: PreTrainedModel, pack: Pack, call: Callable[[dict[str, Any]], Any]) -> Tensor:
+    """The logits of `call`, which hands the pack's inputs to `model` in its own way."""
+    inputs: dict[str, Any] = {"input_ids": pack.tokens, "position_ids": pack.position_ids, "use_cache": False}
+    with packed_attention(model) as is_split:
+        if is_split:
+            inputs["packed"] = pack.layout
+        elif pack.layout.prefix:
+            raise BadInput(f"examples can't share a prefix in a {model.config.model_type} model; put it before each of them.")
+        logits: Tensor = call(inputs).logits[0]
+    return logits
 
 
 def lm_loss(model: PreTrainedModel, pack: Pack) -> Tensor:
-    """Mean cross-entropy of the labels of a pack, float32."""
+    """Mean cross-entropy of the labels of a pack, float32; logits are made only where a label is."""
     pack = pack.to(model.device)
-    logits = label_logits(model, pack)
+    logits = pack_logits(model, pack, logits_to_keep=pack.predict_at)
     return torch.nn.functional.cross_entropy(logits.float(), pack.targets.to(logits.device))
 
 

@@ -95,6 +95,9 @@ def test_excludes_take_cells_away_and_includes_add_them(model: Path) -> None:
         ({"grid": {"exclude": [{"method": "flap"}]}}, "grid.exclude"),
         ({"grid": {"sparsity": []}}, "grid.sparsity is empty"),
         ({"grid": {"recovery": ["lorra"]}}, "Unknown recovery"),
+        ({"grid": {"recovery": ["none", "none"]}}, "twice"),
+        ({"evaluation": {"prompt": "compresso:trainign"}}, "'training'"),
+        ({"evaluation": {"prompt": "file:/nowhere/prompt.txt"}}, "No such file"),
         ({"protocols": []}, "protocols is empty"),
         ({"protocols": ["mmlu_5shots"]}, "Did you mean 'mmlu_5shot'?"),
         ({"protocols": ["mmlu_5shot", "mmlu_5shot"]}, "twice"),
@@ -109,6 +112,24 @@ def test_excludes_take_cells_away_and_includes_add_them(model: Path) -> None:
 )
 def test_what_no_grid_can_mean_is_refused(model: Path, changes: dict[str, Any], words: str) -> None:
     assert words in refusal(model, **changes)
+
+
+def test_one_method_takes_part_with_several_settings_that_its_titles_tell_apart(model: Path) -> None:
+    entries = [{"name": "magnitude", "config": {"norm": norm}} for norm in ("l1", "l2")]
+    include = [{"method": "magnitude", "sparsity": 0.6}]
+    cells = plan(model, grid={"method": entries, "sparsity": 0.2, "include": include, "dense": False})
+    titles = [f"model magnitude {sparsity} (norm={norm})" for sparsity in ("0.20", "0.60") for norm in ("l1", "l2")]
+    assert [cell.title for cell in cells] == titles
+    assert len({cell.id for cell in cells}) == 4
+
+
+def test_a_prompt_from_a_file_is_the_text_in_it(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompt.txt").write_text("Think.", encoding="utf-8")
+    from_file = plan(model, evaluation={"prompt": f"file:{tmp_path / 'prompt.txt'}"})
+    assert [c.id for c in from_file] == [c.id for c in plan(model, evaluation={"prompt": "Think."})]
+    collaborative = plan(model, evaluation={"prompt": "compresso:training"})[0].config.protocols[0].prompt
+    assert collaborative is not None
+    assert len(collaborative.split()) > 100
 
 
 def test_only_picks_by_the_start_of_an_id(model: Path) -> None:

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from methods.calibration.training_text import Example
-from methods.training.packing import Pack, PackSampler, can_share_prefix, label_logits, lm_loss, with_prompt
+from methods.training.packed_attention import can_split
+from methods.training.packing import Pack, PackSampler, lm_loss, pack_logits, with_prompt
 from models.errors import BadInput
 from models.tiny import FAMILIES, random_tokens, tiny_model
 
@@ -17,8 +18,8 @@ EXAMPLES = [
 def test_no_example_sees_another(family):
     model = tiny_model(family)
     with torch.no_grad():
-        packed = label_logits(model, Pack.of(EXAMPLES))
-        alone = torch.cat([label_logits(model, Pack.of([example])) for example in EXAMPLES])
+        packed = pack_logits(model, Pack.of(EXAMPLES))
+        alone = torch.cat([pack_logits(model, Pack.of([example])) for example in EXAMPLES])
     torch.testing.assert_close(packed, alone, atol=1e-5, rtol=1e-4)
 
 
@@ -54,15 +55,18 @@ def test_the_prompt_carries_no_label_and_the_first_response_token_does():
 def test_a_shared_prefix_counts_as_one_before_each_example(family):
     """The same labels in the same order with the same logits; the first token of plain text is predicted by the prefix."""
     model = tiny_model(family)
-    if not can_share_prefix(model):
-        assert model.config.sliding_window is not None
-        return
     prefix = torch.tensor([9, 8, 7, 6])
     shared, apart = Pack.after(prefix, EXAMPLES), Pack.of(with_prompt(EXAMPLES, prefix))
+    if not can_split(model):
+        assert model.config.sliding_window is not None
+        with pytest.raises(BadInput, match="can't share a prefix"):
+            pack_logits(model, shared)
+        return
     assert shared.num_tokens == 4 + sum(len(example.tokens) for example in EXAMPLES)
     assert torch.equal(shared.targets, apart.targets)
     with torch.no_grad():
-        torch.testing.assert_close(label_logits(model, shared), label_logits(model, apart), atol=1e-5, rtol=1e-4)
+        with_prefix = pack_logits(model, shared, logits_to_keep=shared.predict_at)
+        torch.testing.assert_close(with_prefix, pack_logits(model, apart, logits_to_keep=apart.predict_at), atol=1e-5, rtol=1e-4)
 
 
 def test_packs_with_a_prefix_do_not_overflow():

@@ -19,11 +19,13 @@ from experiments.config import GridConfig
 from experiments.model_check import meta_anatomy
 from experiments.plan import PlannedCell
 from experiments.progress import duration, gigabytes
+from experiments.recovery import get_recovery
 from experiments.run_cell import finished_record, millions
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 FORWARD = 2  # operations per parameter and token
 TRAIN = 6
+TRAIN_ADAPTERS = 4  # frozen weights need no gradient of their own
 UTILISATION = 0.6  # share of a matrix product's speed that a whole forward pass reaches (0.63 measured, SmolLM2 on one core)
 FIXED_SECONDS = 4.0  # reading files, checking hashes, starting the evaluator
 DISK_BYTES_PER_SECOND = 4e8
@@ -65,12 +67,16 @@ OTHER_TASK = (1000, 120, 0)
 
 @dataclass(frozen=True)
 class Estimate:
-    """One cell's cost; None where the model's shape can't be had without fetching it."""
+    """One cell's cost; None where the model's shape can't be had without fetching it.
+
+    is_lower_bound: it trains until its text is used up, and how long that takes isn't known before the text is read.
+    """
 
     seconds: float | None
     memory_bytes: float | None
     disk_bytes: float | None
     params: int | None
+    is_lower_bound: bool = False
 
 
 def measure_speed(threads: int | None = None) -> float:
@@ -120,7 +126,11 @@ def estimate(cell: PlannedCell, speed: float) -> Estimate:
         each = config.efficiency.prompt_tokens + 4 * config.efficiency.new_tokens  # decoding is slower than its operations
         operations += FORWARD * kept * each * (config.efficiency.repeats + 1)
     disk = 0.0
+    is_lower_bound = False
     if not config.is_dense:
+        learning, recovering = _training_tokens(config)
+        is_lower_bound = learning is None or recovering is None
+        operations += TRAIN_ADAPTERS * (dense.total * (learning or 0) + kept * (recovering or 0))
         disk = kept * width
         calibration = config.calibration
         if calibration is not None and _needs_calibration(config.method):
@@ -128,7 +138,16 @@ def estimate(cell: PlannedCell, speed: float) -> Estimate:
     seconds = operations / (speed * UTILISATION) + (dense.total * width + 3 * disk) / DISK_BYTES_PER_SECOND + FIXED_SECONDS
     activations = 5e8 + 4 * anatomy.vocab_size * 2048
     memory = dense.total * width * (1 if config.is_dense else 2) + activations
-    return Estimate(seconds, memory, disk, round(kept))
+    return Estimate(seconds, memory, disk, round(kept), is_lower_bound)
+
+
+def _training_tokens(config: CellConfig) -> tuple[int | None, int | None]:
+    """Tokens of the method's own training and of the recovery."""
+    from methods.registry import get_pruner
+
+    pruner = get_pruner(config.method)
+    settings = pruner.Config.model_validate(config.method_config)
+    return pruner(settings).training_tokens(), get_recovery(config.recovery).training_tokens(config.recovery_config)
 
 
 def _needs_calibration(method: str) -> bool:
@@ -141,20 +160,22 @@ def plan_table(config: GridConfig, cells: Sequence[PlannedCell], out: Path) -> s
     """The table of `plan`: id, title, parameters, time, memory, and whether the cell is done already."""
     speed = measure_speed()
     rows: list[tuple[Any, ...]] = []
-    total, unknown_count, disk = 0.0, 0, 0.0
+    total, unknown_count, unbounded, disk = 0.0, 0, 0, 0.0
     for cell in cells:
         cost = estimate(cell, speed)
         is_done = finished_record(CellFolder(out, cell.id)) is not None
         if not is_done:
+            unbounded += cost.is_lower_bound
             total += cost.seconds or 0.0
             disk += cost.disk_bytes or 0.0
             unknown_count += cost.seconds is None
+        time_text = "?" if cost.seconds is None else ("over " if cost.is_lower_bound else "") + duration(cost.seconds)
         rows.append(
             (
                 cell.id,
                 cell.title,
                 "?" if cost.params is None else millions(cost.params),
-                "done" if is_done else "?" if cost.seconds is None else duration(cost.seconds),
+                "done" if is_done else time_text,
                 gigabytes(cost.memory_bytes),
             )
         )
@@ -165,6 +186,8 @@ def plan_table(config: GridConfig, cells: Sequence[PlannedCell], out: Path) -> s
     summary = f"{len(cells)} cells, about {duration(total / workers)} and {gigabytes(disk)} of disk to go"
     if workers > 1:
         summary += f" with {workers} workers"
+    if unbounded:
+        summary += f"; {unbounded} cells train on all of their text, which takes longer"
     if unknown_count:
         summary += f"; {unknown_count} cells of unknown cost, since their model isn't here yet"
     return "\n".join([*lines, "", summary])

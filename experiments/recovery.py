@@ -38,6 +38,11 @@ class Recovery(ABC):
         except ValidationError as error:
             raise BadInput(sentence(error, cls.Config, f"settings of recovery {cls.name}")) from None
 
+    @classmethod
+    @abstractmethod
+    def training_tokens(cls, settings: dict[str, Any]) -> int | None:
+        """Tokens that it trains on; None where the text's length decides."""
+
     @abstractmethod
     def recover(self, model: PreTrainedModel, settings: dict[str, Any], data: PruningData, run: Run) -> dict[str, Any]:
         """Trains the sliced `model` in place and merges what it learnt; returns the tokens that it saw, and other facts."""
@@ -50,6 +55,10 @@ class NoRecovery(Recovery):
     Config = Part
     trains = False
 
+    @classmethod
+    def training_tokens(cls, settings: dict[str, Any]) -> int | None:
+        return 0
+
     def recover(self, model: PreTrainedModel, settings: dict[str, Any], data: PruningData, run: Run) -> dict[str, Any]:
         return {"tokens": 0}
 
@@ -60,6 +69,10 @@ class Lora(Recovery):
     name = "lora"
     Config = LoraRecoveryConfig
     trains = True
+
+    @classmethod
+    def training_tokens(cls, settings: dict[str, Any]) -> int | None:
+        return LoraRecoveryConfig.model_validate(settings).token_budget
 
     def recover(self, model: PreTrainedModel, settings: dict[str, Any], data: PruningData, run: Run) -> dict[str, Any]:
         done = recover_lora(model, LoraRecoveryConfig.model_validate(settings), data, run)

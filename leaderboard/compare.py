@@ -128,6 +128,23 @@ def compare(entries: list[Entry], out_dir: Path, progress: Progress | None = Non
     return found
 
 
+def compare_pairs(wanted: list[tuple[Entry, Entry]], suite_id: str, out_dir: Path) -> list[Pair]:
+    """Tests chosen pairs, also of different blocks (say, other recoveries), on one suite; Holm-corrected together.
+
+    Pairs without a score of that suite on the same items are left out.
+    """
+
+    def comparable(a: Entry, b: Entry) -> bool:
+        left, right = a.suites.get(suite_id), b.suites.get(suite_id)
+        return bool(left and right and left.mean and right.mean and left.signature == right.signature)
+
+    reader = SampleReader(Path(out_dir))
+    pairs = [pair for pair in wanted if comparable(*pair)]
+    outcomes = {e.id: reader.read(e, e.suites[suite_id]) for pair in pairs for e in pair}
+    reader.pool.shutdown()
+    return _pairs(suite_id, pairs, outcomes)
+
+
 def _compare_block(
     found: Comparisons, reader: SampleReader, entries: list[Entry], suite_id: str, signature: Any, group: list[Entry]
 ) -> None:

@@ -53,7 +53,7 @@ def _row(block: Block, pair: Pair) -> dict[str, Cell]:
         "model": Cell(model, model),
         "sparsity": Cell(block.sparsity, fmt.sparsity(block.sparsity)),
         "recovery": Cell(block.recovery, fmt.short(block.recovery, 24)),
-        "difference": _difference(pair),
+        "difference": difference_cell(pair),
         "p": Cell(pair.holm_p, fmt.p_value(pair.holm_p)),
         "detectable": _detectable(block, pair),
         "verdict": _verdict(pair),
@@ -61,7 +61,8 @@ def _row(block: Block, pair: Pair) -> dict[str, Cell]:
     }
 
 
-def _difference(pair: Pair) -> Cell:
+def difference_cell(pair: Pair) -> Cell:
+    """First minus second, with its 95 % interval: in points, or as a ratio for perplexities."""
     result = pair.result
     low, high = result.interval.low, result.interval.high
     if pair.is_log:

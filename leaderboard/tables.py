@@ -161,6 +161,7 @@ _REST = [
     Column("prune_seconds", "Prune time", "cost", "wall time of the prune stage, mean over seeds", is_lower_better=True),
     Column("prune_tokens", "Prune tokens", "cost", "tokens that pruning pushed through the model", is_lower_better=True),
     Column("prune_peak", "Prune memory", "cost", "peak memory of the prune stage", is_lower_better=True),
+    Column("recover_tokens", "Recovery tokens", "cost", "tokens that recovery trained on", is_lower_better=True),
     Column("recover_seconds", "Recovery time", "cost", "wall time of the recovery stage", is_lower_better=True),
     Column("total_seconds", "Cell time", "cost", "wall time of all stages, mean over seeds", is_lower_better=True),
 ]
@@ -206,6 +207,7 @@ def _base_row(entry: Entry) -> dict[str, Cell]:
         "prune_seconds": number_cell(entry.stage_seconds("prune"), fmt.seconds),
         "prune_tokens": number_cell(entry.stage_tokens("prune"), fmt.count),
         "prune_peak": number_cell(entry.stage_peak("prune"), fmt.bytes_),
+        "recover_tokens": number_cell(entry.stage_tokens("recover") or None, fmt.count),
         "recover_seconds": number_cell(entry.stage_seconds("recover"), fmt.seconds),
         "total_seconds": number_cell(sum(total) / len(total) if total else None, fmt.seconds),
     }

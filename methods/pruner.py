@@ -100,6 +100,10 @@ class Pruner(ABC, Generic[ConfigT]):
         """Says no with a reason that the user can act on; the leaderboard shows it as 'skipped: <reason>'."""
         return Support.yes()
 
+    def training_tokens(self) -> int | None:
+        """Tokens that the method trains on with its settings, for the estimates of `plan`; None where the text's length decides."""
+        return 0
+
     @abstractmethod
     def prune(self, model: PreTrainedModel, budget: Budget, data: PruningData, run: Run) -> Masks:
         """Chooses what stays.

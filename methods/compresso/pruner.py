@@ -112,6 +112,11 @@ class Compresso(Pruner[CompressoConfig]):
             return Support.no(f"protect_first and protect_last leave none of {len(anatomy.layers)} layers to prune.")
         return Support.yes()
 
+    def training_tokens(self) -> int | None:
+        config: CompressoConfig = self.config
+        epochs = config.pruning_epochs + (config.warmup_epochs + config.finetune_epochs if config.lora_rank else 0)
+        return None if config.steps_per_epoch is None else round(epochs * config.steps_per_epoch * config.batch_tokens)
+
     def prune(self, model: PreTrainedModel, budget: Budget, data: PruningData, run: Run) -> Masks:
         config: CompressoConfig = self.config
         examples = list(training_examples(config.text, config.self_text_examples, model, data, run))

@@ -111,6 +111,11 @@ class NutePrune(Pruner[NutePruneConfig]):
             return Support.no("is_uniform holds each layer to the target on its own, which needs hidden_gates: false.")
         return Support.yes()
 
+    def training_tokens(self) -> int | None:
+        config: NutePruneConfig = self.config
+        epochs = config.pruning_epochs + (config.finetune_epochs if config.lora_rank else 0)
+        return None if config.steps_per_epoch is None else round(epochs * config.steps_per_epoch * config.batch_tokens)
+
     def prune(self, model: PreTrainedModel, budget: Budget, data: PruningData, run: Run) -> Masks:
         config: NutePruneConfig = self.config
         examples = training_examples(config.text, config.self_text_examples, model, data, run)

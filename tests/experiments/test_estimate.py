@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from experiments.config import GridConfig
-from experiments.estimate import TASK_SIZES, estimate, evaluation_tokens, measure_speed
+from experiments.estimate import TASK_SIZES, Estimate, estimate, evaluation_tokens, measure_speed
 from experiments.load_config import load_config
 from experiments.plan import plan_grid
 from tests.experiments.support import ROOT, grid_config, save_tiny_model
@@ -41,3 +41,21 @@ def test_a_model_that_is_not_here_has_an_unknown_cost(tmp_path: Path) -> None:
     config = GridConfig.model_validate(grid_config(Path("some-org/some-model")))
     assert estimate(plan_grid(config)[0], 1e11).seconds is None
     assert estimate(plan_grid(GridConfig.model_validate(grid_config(save_tiny_model(tmp_path / "m"))))[0], 1e11).seconds is not None
+
+
+def test_training_counts_where_its_length_is_known_and_is_said_where_it_is_not(tmp_path: Path) -> None:
+    model = save_tiny_model(tmp_path / "m")
+
+    def cost(method: dict[str, object], recovery: object = "none") -> Estimate:
+        grid = {"method": [method], "sparsity": 0.2, "recovery": recovery, "dense": False}
+        return estimate(plan_grid(GridConfig.model_validate(grid_config(model, grid=grid)))[0], 1e6)
+
+    plain, short = cost({"name": "random"}), cost({"name": "compresso", "config": {"steps_per_epoch": 1}})
+    long = cost({"name": "compresso", "config": {"steps_per_epoch": 10}})
+    assert plain.seconds < short.seconds < long.seconds
+    assert [plain.is_lower_bound, long.is_lower_bound] == [False, False]
+    assert cost({"name": "compresso"}).is_lower_bound
+    assert cost({"name": "random"}, {"name": "lora"}).is_lower_bound
+    budgeted = cost({"name": "random"}, {"name": "lora", "config": {"token_budget": 100000}})
+    assert budgeted.seconds > plain.seconds
+    assert not budgeted.is_lower_bound

@@ -1,0 +1,128 @@
+"""Runs grids into one folder and writes their table into a page under docs/findings/.
+
+    python benchmarks/findings.py configs/oneshot.yaml configs/oneshot_variants.yaml --data DIR --page docs/findings/oneshot.md
+    python benchmarks/findings.py configs/compresso.yaml --data DIR --page docs/findings/compresso.md --against compresso
+
+The page keeps its prose; what stands between the lines `<!-- table -->` and `<!-- end of table -->` is replaced. Cells that are
+done are not run again, so the command goes on where it was stopped; `--no-run` only writes the table of what is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from leaderboard.collect import Entry, collect
+from leaderboard.compare import compare, compare_pairs
+from leaderboard.exports import as_markdown
+from leaderboard.pairs import difference_cell
+from leaderboard.record import read_records
+from leaderboard.tables import Cell, Column, leaderboard, suite_ids
+
+ROOT = Path(__file__).resolve().parent.parent
+BEGIN, END = "<!-- table -->", "<!-- end of table -->"
+COST = ("prune_tokens", "recover_tokens", "prune_seconds", "prune_peak")
+
+
+def run_grids(options: argparse.Namespace) -> None:
+    """Runs every grid into one folder.
+
+    Raises:
+        SystemExit: a grid was refused or stopped; its own message is on the screen. A failed cell is a row of the table.
+    """
+    for config in options.configs:
+        command = [sys.executable, str(ROOT / "run_all.py"), "run", "--config", str(config), "--data", str(options.data)]
+        command += ["--out", str(options.out), "--no-report", "--plain"]
+        for setting in options.settings:
+            command += ["--set", setting]
+        code = subprocess.run(command, check=False).returncode
+        if code not in (0, 1):
+            raise SystemExit(code)
+
+
+def table(out: Path, against: str | None) -> str:
+    """Markdown: what was measured and how, one row a setting, and paired differences from `against` at each sparsity.
+
+    Raises:
+        SystemExit: there is no record to show.
+    """
+    records, problems = read_records(out)
+    for problem in problems:
+        print(problem.message, file=sys.stderr)
+    entries, _ = collect(records)
+    if not entries:
+        raise SystemExit(f"{out} holds no record; run without --no-run first.")
+    whole = leaderboard(entries, compare(entries, out))
+    wanted = ["method", "sparsity", "recovery"]
+    wanted += [f"{suite}|{part}" for suite in suite_ids(entries) for part in ("mean", "retention")] + list(COST) + ["status"]
+    columns = [column for key in wanted for column in whole.columns if column.key == key]
+    return "\n".join([*definitions(entries), "", as_markdown(columns, whole.rows), *differences(entries, out, against)])
+
+
+def definitions(entries: list[Entry]) -> list[str]:
+    """What each suite is, on how many items; ± is half of the 95 % interval."""
+    lines = ["Between scores, ± is half of the 95 % interval (over items; over seeds too where there are several).", ""]
+    for suite_id in suite_ids(entries):
+        suite = next(entry.suites[suite_id] for entry in entries if suite_id in entry.suites)
+        counts = ", ".join(f"{name} n = {score.n}" for name, score in suite.tasks.items())
+        lines.append(f"- `{suite_id}`: {suite.definition or (suite.mean.definition if suite.mean else '')} ({counts})")
+    return lines
+
+
+def differences(entries: list[Entry], out: Path, against: str | None) -> list[str]:
+    """Paired differences of every other setting from those of the method `against`, Holm-corrected within a suite and sparsity."""
+    if against is None:
+        return []
+    references = [entry for entry in entries if entry.full_label == against]
+    if not references:
+        known = ", ".join(sorted({entry.full_label for entry in entries if not entry.is_dense}))
+        raise SystemExit(f"--against {against!r} names no row; the rows are: {known}.")
+    columns = [Column(key, key, "always", "", False) for key in ("setting", "sparsity", "suite", "difference", "Holm p")]
+    rows = []
+    for reference in references:
+        others = [e for e in entries if e.sparsity == reference.sparsity and e.model == reference.model and e is not reference and e.done]
+        for suite_id in suite_ids(entries):
+            for pair in compare_pairs([(other, reference) for other in others], suite_id, out):
+                words = (pair.a.full_label, f"{reference.sparsity:.0%}", suite_id, difference_cell(pair).full, f"{pair.holm_p:.2g}")
+                rows.append({column.key: Cell(None, word) for column, word in zip(columns, words, strict=True)})
+    head = f"Each setting minus `{against}` (perplexities: divided by it), with the 95 % interval, on the same items:"
+    return [head, "", as_markdown(columns, rows)]
+
+
+def write_page(page: Path, text: str, command: str) -> None:
+    """Replaces the table of the page, or starts a page that has none yet."""
+    old = page.read_text(encoding="utf-8") if page.exists() else f"# {page.stem}\n\n{BEGIN}\n{END}\n"
+    before, begin, rest = old.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise SystemExit(f"{page} has no lines {BEGIN!r} and {END!r}; put them where the table belongs.")
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text(f"{before}{BEGIN}\nMade by `{command}`; don't edit.\n\n{text.rstrip()}\n{END}{after}", encoding="utf-8")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("configs", type=Path, nargs="+", metavar="CONFIG", help="grids, run one after the other")
+    parser.add_argument("--data", type=Path, required=True, help="folder of benchmark data")
+    parser.add_argument("--page", type=Path, required=True, help="Markdown page whose table is written")
+    parser.add_argument("--out", type=Path, help="output folder; default results/NAME OF THE PAGE")
+    parser.add_argument("--set", action="append", default=[], dest="settings", metavar="KEY=VALUE", help="over every grid; repeatable")
+    parser.add_argument("--against", metavar="ROW", help="method (and settings) from which all others are told apart")
+    parser.add_argument("--no-run", action="store_true", help="only write the table of the records that are there")
+    options = parser.parse_args()
+    options.out = options.out or ROOT / "results" / options.page.stem
+    if not options.no_run:
+        run_grids(options)
+    command = f"python benchmarks/findings.py {' '.join(map(str, options.configs))} --data DIR --page {options.page}"
+    command += "".join(f" --set {setting}" for setting in options.settings) + (f" --against {options.against!r}" if options.against else "")
+    write_page(options.page, table(options.out, options.against), command)
+    print(options.page)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

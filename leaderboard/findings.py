@@ -22,12 +22,11 @@ class Finding:
 
 
 def findings(entries: list[Entry], comparisons: Comparisons) -> list[Finding]:
-    """One sentence a block (first suites first), what is at chance, what did not finish."""
+    """One sentence a block (differences before ties, first suites first), what is at chance, what did not finish."""
     order = {s: i for i, s in enumerate(suite_ids(entries))}
     single = len({e.model for e in entries}) == 1
     blocks = sorted(comparisons.blocks, key=lambda b: (order[b.suite], b.model, b.sparsity, b.recovery))
-    found = [f for block in blocks for f in _of_block(block, comparisons, single)]
-    head = [f for f in found if f is not None]
+    head = sorted((f for block in blocks for f in _of_block(block, comparisons, single)), key=lambda f: f.tone != "win")
     first = [f for f in (_at_chance(entries, order, single), _unfinished(entries)) if f is not None]
     return [*head[: max(0, 6 - len(first))], *first, *head[max(0, 6 - len(first)) :]]
 

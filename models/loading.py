@@ -154,10 +154,10 @@ def convert_gguf(path: Path) -> Path:
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
             raise CheckpointError(f"{path} is not a GGUF file: it does not begin with the letters GGUF.")
-    _check_gguf_size(path)
     folder = assets.cache_root() / "converted" / f"{path.stem}-{assets.sha256_of(path)[:16]}"
     if folder.is_dir():
         return folder
+    _check_gguf_size(path)
     log.info("converting %s to safetensors (once)", path.name)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

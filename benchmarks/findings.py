@@ -1,21 +1,25 @@
 """Runs grids into one folder and writes their table into a page under docs/findings/.
 
     python benchmarks/findings.py configs/oneshot.yaml configs/oneshot_variants.yaml --data DIR --page docs/findings/oneshot.md
-    python benchmarks/findings.py configs/compresso.yaml --data DIR --page docs/findings/compresso.md --against compresso
+    python benchmarks/findings.py configs/compresso/main.yaml --data DIR --page docs/findings/compresso.md --against compresso
 
 The page keeps its prose; what stands between the lines `<!-- table -->` and `<!-- end of table -->` is replaced. Cells that are
-done are not run again, so the command goes on where it was stopped; `--no-run` only writes the table of what is there.
+done are not run again, so the command goes on where it was stopped; `--no-run` only writes the table of what is there. Of a
+folder that holds more, only the cells of these grids are shown.
 """
 
 from __future__ import annotations
 
 import argparse
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from experiments.load_config import load_config
+from experiments.plan import plan_grid
 from leaderboard.collect import Entry, collect
 from leaderboard.compare import compare, compare_pairs
 from leaderboard.exports import as_markdown
@@ -44,7 +48,13 @@ def run_grids(options: argparse.Namespace) -> None:
             raise SystemExit(code)
 
 
-def table(out: Path, against: str | None) -> str:
+def cells_of(options: argparse.Namespace) -> set[str]:
+    """Ids of every cell of the grids."""
+    grids = [load_config(config, options.settings) for config in options.configs]
+    return {cell.id for grid in grids for cell in plan_grid(grid, options.data)}
+
+
+def table(out: Path, wanted_cells: set[str], against: str | None) -> str:
     """Markdown: what was measured and how, one row a setting, and paired differences from `against` at each sparsity.
 
     Raises:
@@ -53,9 +63,9 @@ def table(out: Path, against: str | None) -> str:
     records, problems = read_records(out)
     for problem in problems:
         print(problem.message, file=sys.stderr)
-    entries, _ = collect(records)
+    entries, _ = collect([record for record in records if record.run.cell_id in wanted_cells])
     if not entries:
-        raise SystemExit(f"{out} holds no record; run without --no-run first.")
+        raise SystemExit(f"{out} holds no record of these grids; run without --no-run first.")
     whole = leaderboard(entries, compare(entries, out))
     wanted = ["method", "sparsity", "recovery"]
     wanted += [f"{suite}|{part}" for suite in suite_ids(entries) for part in ("mean", "retention")] + list(COST) + ["status"]
@@ -65,12 +75,13 @@ def table(out: Path, against: str | None) -> str:
 
 def definitions(entries: list[Entry]) -> list[str]:
     """What each suite is, on how many items; ± is half of the 95 % interval."""
-    lines = ["Between scores, ± is half of the 95 % interval (over items; over seeds too where there are several).", ""]
+    lines = ["Beside a score, ± is half of the 95 % interval (over items; over seeds too where there are several).", ""]
+    found: dict[str, list[str]] = {}
     for suite_id in suite_ids(entries):
         suite = next(entry.suites[suite_id] for entry in entries if suite_id in entry.suites)
-        counts = ", ".join(f"{name} n = {score.n}" for name, score in suite.tasks.items())
-        lines.append(f"- `{suite_id}`: {suite.definition or (suite.mean.definition if suite.mean else '')} ({counts})")
-    return lines
+        text = suite.definition or (suite.mean.definition if suite.mean else "")
+        found.setdefault(f"- `{suite.protocol}`: {text}", []).extend(f"{name} {score.n}" for name, score in suite.tasks.items())
+    return lines + [f"{text} Items: {', '.join(counts)}." for text, counts in found.items()]
 
 
 def differences(entries: list[Entry], out: Path, against: str | None) -> list[str]:
@@ -118,8 +129,9 @@ def main() -> int:
     if not options.no_run:
         run_grids(options)
     command = f"python benchmarks/findings.py {' '.join(map(str, options.configs))} --data DIR --page {options.page}"
-    command += "".join(f" --set {setting}" for setting in options.settings) + (f" --against {options.against!r}" if options.against else "")
-    write_page(options.page, table(options.out, options.against), command)
+    command += "".join(f" --set {shlex.quote(setting)}" for setting in options.settings)
+    command += f" --against {shlex.quote(options.against)}" if options.against else ""
+    write_page(options.page, table(options.out, cells_of(options), options.against), command)
     print(options.page)
     return 0
 

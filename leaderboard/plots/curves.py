@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,17 @@ from leaderboard.collect import Entry
 from leaderboard.plots.style import Looks, Plot, figure, save, slug
 
 MOST_POINTS = 1000
+MOST_PANELS = 6
 FAMILIES = (("sparsity", "sparsity"), ("loss", "loss"), ("lambda", "multipliers"), ("multiplier", "multipliers"))
+ORDER = ("loss", "sparsity", "multipliers")
+STYLES: tuple[tuple[str, Any], ...] = (
+    ("solid", "-"),
+    ("dashed", "--"),
+    ("dotted", ":"),
+    ("dash-dot", "-."),
+    ("long dashes", (0, (8, 3))),
+)
+PER_LAYER = re.compile(r"layer_\d+$")
 
 
 def family(name: str) -> str:
@@ -23,37 +34,50 @@ def family(name: str) -> str:
     return name
 
 
-def training_curves(entries: list[Entry], looks: Looks, folder: Path) -> Plot | None:
-    """One panel a family of curves; a line for every entry and curve of it, first finished seed."""
-    panels: dict[str, list[tuple[Entry, str, list[tuple[float, float]]]]] = defaultdict(list)
+Lines = list[tuple[Entry, str, list[tuple[float, float]]]]
+
+
+def panels_of(entries: list[Entry]) -> tuple[dict[str, Lines], list[dict[str, Any]]]:
+    """At most MOST_PANELS families, the most telling first, with their lines; and every curve as rows of the CSV.
+
+    Curves of single layers are in the rows only: there are too many of them to read.
+    """
+    panels: dict[str, Lines] = defaultdict(list)
     rows: list[dict[str, Any]] = []
     for entry in entries:
         if not entry.done:
             continue
         for name, points in entry.done[0].metrics.curves.items():
-            good = [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
+            good = thinned([(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)])
             if not good:
                 continue
-            panels[family(name)].append((entry, name, thinned(good)))
+            if not PER_LAYER.search(name):
+                panels[family(name)].append((entry, name, good))
             about = {"model": entry.model, "method": entry.full_label, "target_sparsity": entry.sparsity, "synthetic": entry.synthetic}
-            rows += [{**about, "curve": name, "step": x, "value": y} for x, y in thinned(good)]
-    if not panels:
+            rows += [{**about, "curve": name, "step": x, "value": y} for x, y in good]
+    shown = sorted(panels, key=lambda p: (ORDER.index(p) if p in ORDER else len(ORDER), p))[:MOST_PANELS]
+    return {name: panels[name] for name in shown}, rows
+
+
+def training_curves(entries: list[Entry], looks: Looks, folder: Path) -> Plot | None:
+    """One panel a family of curves; a line for every entry and curve of it, first finished seed."""
+    shown, rows = panels_of(entries)
+    if not shown:
         return None
-    shown = sorted(panels, key=lambda p: (p != "loss", p != "sparsity", p))[:6]
     columns = min(2, len(shown))
     lines = -(-len(shown) // columns)
     with figure(7.6, 2.7 * lines + 0.5, lines, columns) as (fig, axes):
         handles: dict[str, Any] = {}
-        for axis, name in zip(axes, shown, strict=False):
-            kinds = list(dict.fromkeys(curve for _, curve, _ in panels[name]))
-            for entry, curve, points in panels[name]:
-                style = ("-", "--", ":", "-.")[kinds.index(curve) % 4]
+        for axis, (name, curves) in zip(axes, shown.items(), strict=False):
+            kinds = list(dict.fromkeys(curve for _, curve, _ in curves))
+            for entry, curve, points in curves:
+                style = STYLES[kinds.index(curve) % len(STYLES)][1]
                 (line,) = axis.plot(*zip(*points, strict=True), color=looks.of(entry.full_label)["color"], ls=style, lw=1.2, alpha=0.85)
                 handles.setdefault(fmt.short(entry.full_label, 26), line)
             axis.set_title(fmt.short(name, 40))
             axis.set_xlabel("step")
             if len(kinds) > 1:
-                words = [f"{('solid', 'dashed', 'dotted', 'dash-dot')[i % 4]}: {fmt.short(k, 26)}" for i, k in enumerate(kinds[:4])]
+                words = [f"{word}: {fmt.short(kind, 26)}" for (word, _), kind in zip(STYLES, kinds, strict=False)]
                 axis.text(0.99, 0.03, "\n".join(words), transform=axis.transAxes, ha="right", va="bottom", fontsize=7)
         for axis in axes[len(shown) :]:
             axis.set_axis_off()

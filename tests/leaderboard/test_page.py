@@ -189,6 +189,19 @@ def test_the_plotted_points_are_the_scores(grid: Path, page: Path) -> None:
     assert all(any(abs(float(r["value"]) - m) < 1e-12 for m in means) for r in rows)
 
 
+def test_training_curves_of_single_layers_leave_the_panels_to_the_others(tmp_path: Path) -> None:
+    from leaderboard.plots.curves import panels_of
+
+    made = record("compresso")
+    names = [f"prune: expected_channels.layer_{i:02d}" for i in range(30)]
+    names += ["prune: target_sparsity", "prune: lambda1", "prune: lm_loss", "prune: expected_sparsity", "prune: gate_entropy"]
+    made.metrics.curves = {name: [(0.0, 1.0), (1.0, 2.0)] for name in names}
+    shown, rows = panels_of(collect([made])[0])
+    assert list(shown) == ["loss", "sparsity", "multipliers", "prune: gate_entropy"]
+    assert [curve for _, curve, _ in shown["sparsity"]] == ["prune: target_sparsity", "prune: expected_sparsity"]
+    assert {row["curve"] for row in rows} == set(names)
+
+
 def test_methods_that_keep_the_same_units_agree(tmp_path: Path) -> None:
     import numpy as np
     from safetensors.numpy import save_file

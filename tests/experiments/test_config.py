@@ -10,7 +10,9 @@ import yaml
 
 from experiments.cli import build_parser
 from experiments.load_config import load_config, parse_setting
+from experiments.plan import plan_grid
 from models.errors import BadInput
+from tests.experiments.support import ROOT
 
 
 def write(folder: Path, name: str, data: Any) -> Path:
@@ -121,3 +123,13 @@ def test_several_protocols_and_settings_may_follow_one_flag_or_several() -> None
     assert together == apart
     assert together.protocol == ["reading", "mmlu_5shot"]
     assert parser.parse_args(["evaluate"]).protocol == [], "one call must not add to the defaults of the next"
+
+
+def test_the_grid_in_the_docs_is_planned_as_it_says(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "grids.md").read_text(encoding="utf-8")
+    path = tmp_path / "example.yaml"
+    path.write_text(text.split("```yaml\n")[1].split("```")[0], encoding="utf-8")
+    cells = [cell.config for cell in plan_grid(load_config(path))]
+    # llm_pruner and random with both recoveries, magnitude twice without; 2 sparsities x 2 seeds; dense; the include with both
+    assert len(cells) == (2 * 2 + 2) * 2 * 2 + 1 + 2
+    assert {cell.method_config.get("norm") for cell in cells if cell.method == "magnitude"} == {"l1", "l2"}

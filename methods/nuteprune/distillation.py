@@ -92,19 +92,19 @@ class LayerStates:
     loss: Tensor | None = None
 
     @contextmanager
-    def kept(self, model: PreTrainedModel, anatomy: Anatomy) -> Iterator[None]:
-        """Within it, a forward pass fills `teacher`."""
+    def kept(self, model: PreTrainedModel, anatomy: Anatomy, tokens: int) -> Iterator[None]:
+        """Within it, a forward pass fills `teacher`, from the first `tokens` positions."""
         self.teacher.clear()
-        with _hooked(model, anatomy, lambda _, state: self.teacher.append(state)):
+        with _hooked(model, anatomy, lambda _, state: self.teacher.append(state[:, :tokens])):
             yield
 
     @contextmanager
-    def compared(self, model: PreTrainedModel, anatomy: Anatomy) -> Iterator[None]:
-        """Within it, a forward pass sums the layer losses against `teacher` into `loss`."""
+    def compared(self, model: PreTrainedModel, anatomy: Anatomy, tokens: int) -> Iterator[None]:
+        """Within it, a forward pass sums the layer losses of the first `tokens` positions against `teacher` into `loss`."""
         self.loss = None
 
         def compare(index: int, state: Tensor) -> None:
-            here = layer_loss(state, self.teacher[index].to(state.device))
+            here = layer_loss(state[:, :tokens], self.teacher[index].to(state.device))
             self.loss = here if self.loss is None else self.loss + here.to(self.loss.device)
 
         with _hooked(model, anatomy, compare):

@@ -12,7 +12,7 @@ from methods.nuteprune.published_count import published_sparsity
 from methods.nuteprune.snapshots import SnapshotManager
 from methods.training.hardening import deterministic_values
 from methods.training.learner import LearnMasks, MaskLearner
-from methods.training.packing import Pack, lm_loss, pack_logits, run_packed
+from methods.training.packing import NO_TARGET, Pack, lm_loss, pack_logits, run_packed
 from models.soft_masks import Gates
 
 GATE = "gate."
@@ -54,7 +54,8 @@ class TaughtLearner(MaskLearner):
         student = Gates(**vars(self.live))
         try:
             self.gates.as_gates(gates, self.live)
-            return run_packed(self.model, pack, lambda inputs: torch.func.functional_call(self.model, lora, (), inputs))
+            logits = run_packed(self.model, pack, lambda inputs: torch.func.functional_call(self.model, lora, (), inputs))
+            return logits[: pack.num_tokens]
         finally:
             for name, value in vars(student).items():
                 setattr(self.live, name, value)
@@ -101,9 +102,9 @@ class Distill(LearnMasks):
             return lm_loss(model, pack)
         index = learner.teachers.select(self.steps - self._step)
         states = LayerStates()
-        with states.kept(model, learner.anatomy):
+        with states.kept(model, learner.anatomy, pack.num_tokens):
             theirs = learner.teacher_logits(pack, index)
-        with states.compared(model, learner.anatomy):
+        with states.compared(model, learner.anatomy, pack.num_tokens):
             ours = pack_logits(model, pack)
         assert states.loss is not None
         kl = kl_loss(ours, theirs, temperature=self.kl_temperature, sequences=pack.num_sequences, reduction=self.kl_reduction)
@@ -131,4 +132,4 @@ class Distill(LearnMasks):
 
 
 def _lm(logits: Tensor, pack: Pack) -> Tensor:
-    return torch.nn.functional.cross_entropy(logits[pack.predict_at].float(), pack.targets.to(logits.device))
+    return torch.nn.functional.cross_entropy(logits[pack.predict_at].float(), pack.targets.to(logits.device), ignore_index=NO_TARGET)

@@ -18,6 +18,9 @@ from methods.calibration.training_text import Example
 from methods.training.packed_attention import Layout, packed_attention
 from models.errors import BadInput
 
+ROUND = 64
+NO_TARGET = -100
+
 
 @dataclass(frozen=True)
 class Pack:
@@ -28,6 +31,7 @@ class Pack:
         predict_at: (predictions,) int64 positions in the row whose next token is a label.
         targets: (predictions,) int64 these labels.
         layout: where the examples lie in the row, and how long the prefix is that they share.
+        tail: tokens at the end that stand for nothing, see `rounded`; they are a last part of the layout.
     """
 
     tokens: Tensor
@@ -35,6 +39,7 @@ class Pack:
     predict_at: Tensor
     targets: Tensor
     layout: Layout
+    tail: int = 0
 
     @classmethod
     def of(cls, examples: Sequence[Example]) -> Pack:
@@ -73,30 +78,42 @@ class Pack:
 
     @property
     def num_tokens(self) -> int:
-        return self.tokens.numel()
+        return self.tokens.numel() - self.tail
 
     @property
     def num_sequences(self) -> int:
-        return len(self.layout.lengths)
+        return len(self.layout.lengths) - bool(self.tail)
+
+    def rounded(self) -> Pack:
+        """The same pack, with tokens that no example sees and predictions without target, to a multiple of ROUND of each."""
+        tail, more = -self.num_tokens % ROUND, -len(self.targets) % ROUND
+        if tail == more == 0:
+            return self
+        new = self.tokens.new_zeros
+        return Pack(
+            torch.cat([self.tokens, new(1, tail)], 1),
+            torch.cat([self.position_ids, torch.arange(tail, device=self.tokens.device)[None]], 1),
+            torch.cat([self.predict_at, new(more)]),
+            torch.cat([self.targets, new(more) + NO_TARGET]),
+            Layout((*self.layout.lengths, tail), self.layout.prefix) if tail else self.layout,
+            tail,
+        )
 
     def to(self, device: torch.device) -> Pack:
+        """On another device; rounded where matrix products in bfloat16 on a CPU would keep a kernel for every length they met."""
         tokens, position_ids, predict_at, targets = (
             tensor.to(device) for tensor in (self.tokens, self.position_ids, self.predict_at, self.targets)
         )
-        return Pack(tokens, position_ids, predict_at, targets, self.layout)
+        moved = Pack(tokens, position_ids, predict_at, targets, self.layout, self.tail)
+        return moved.rounded() if device.type == "cpu" and torch.is_autocast_enabled("cpu") else moved
 
 
-def pack_logits(model: PreTrainedModel, pack: Pack, **options: Any) -> Tensor:
-    """(positions, vocabulary) logits of a pack that is on the model's device; `options` go to the model.
+def run_packed(model: PreTrainedModel, pack: Pack, call: Callable[[dict[str, Any]], Any]) -> Tensor:
+    """The logits of `call`, which hands the pack's inputs to `model` in its own way; the tail's too.
 
     Raises:
         BadInput: the pack shares a prefix, and the model's attention can't be split.
     """
-    return run_packed(model, pack, lambda inputs: model(**inputs, **options))
-
-
-def run_packed(model: PreTrainedModel, pack: Pack, call: Callable[[dict[str, Any]], Any]) -> Tensor:
-    """The logits of `call`, which hands the pack's inputs to `model` in its own way."""
     inputs: dict[str, Any] = {"input_ids": pack.tokens, "position_ids": pack.position_ids, "use_cache": False}
     with packed_attention(model) as is_split:
         if is_split:
@@ -107,11 +124,16 @@ def run_packed(model: PreTrainedModel, pack: Pack, call: Callable[[dict[str, Any
     return logits
 
 
+def pack_logits(model: PreTrainedModel, pack: Pack) -> Tensor:
+    """(num_tokens, vocabulary) logits of a pack that is on the model's device; raises as `run_packed`."""
+    return run_packed(model, pack, lambda inputs: model(**inputs))[: pack.num_tokens]
+
+
 def lm_loss(model: PreTrainedModel, pack: Pack) -> Tensor:
-    """Mean cross-entropy of the labels of a pack, float32; logits are made only where a label is."""
+    """Mean cross-entropy of the labels of a pack, float32; logits are made only where a label is. Raises as `run_packed`."""
     pack = pack.to(model.device)
-    logits = pack_logits(model, pack, logits_to_keep=pack.predict_at)
-    return torch.nn.functional.cross_entropy(logits.float(), pack.targets.to(logits.device))
+    logits = run_packed(model, pack, lambda inputs: model(**inputs, logits_to_keep=pack.predict_at))
+    return torch.nn.functional.cross_entropy(logits.float(), pack.targets.to(logits.device), ignore_index=NO_TARGET)
 
 
 def with_prompt(examples: Sequence[Example], prompt: Tensor) -> list[Example]:

@@ -67,7 +67,7 @@ def test_what_the_student_lost_does_not_count():
 def test_the_states_are_those_that_transformers_returns(family):
     model = tiny_model(family)
     states = LayerStates()
-    with torch.no_grad(), states.kept(model, Anatomy.from_model(model)):
+    with torch.no_grad(), states.kept(model, Anatomy.from_model(model), 24):
         reference = model(random_tokens(), output_hidden_states=True).hidden_states[1:]
     assert len(states.teacher) == len(reference)
     for ours, theirs in zip(states.teacher, reference, strict=True):

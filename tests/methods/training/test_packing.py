@@ -5,7 +5,7 @@ import torch
 
 from methods.calibration.training_text import Example
 from methods.training.packed_attention import can_split
-from methods.training.packing import Pack, PackSampler, lm_loss, pack_logits, with_prompt
+from methods.training.packing import ROUND, Pack, PackSampler, lm_loss, pack_logits, with_prompt
 from models.errors import BadInput
 from models.tiny import FAMILIES, random_tokens, tiny_model
 
@@ -65,8 +65,30 @@ def test_a_shared_prefix_counts_as_one_before_each_example(family):
     assert shared.num_tokens == 4 + sum(len(example.tokens) for example in EXAMPLES)
     assert torch.equal(shared.targets, apart.targets)
     with torch.no_grad():
-        with_prefix = pack_logits(model, shared, logits_to_keep=shared.predict_at)
-        torch.testing.assert_close(with_prefix, pack_logits(model, apart, logits_to_keep=apart.predict_at), atol=1e-5, rtol=1e-4)
+        logits = [pack_logits(model, pack)[pack.predict_at] for pack in (shared, apart)]
+        torch.testing.assert_close(logits[0], logits[1], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("prefix", [None, torch.tensor([9, 8, 7, 6])], ids=["plain", "prefix"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "mistral", "gemma3"])
+def test_a_rounded_pack_gives_the_same_logits_and_loss(family, prefix):
+    model = tiny_model(family)
+    if prefix is not None and not can_split(model):
+        return
+    pack = Pack.of(EXAMPLES) if prefix is None else Pack.after(prefix, EXAMPLES)
+    rounded = pack.rounded()
+    assert (rounded.tokens.numel() % ROUND, len(rounded.targets) % ROUND) == (0, 0)
+    assert (rounded.num_tokens, rounded.num_sequences) == (pack.num_tokens, pack.num_sequences)
+    with torch.no_grad():
+        torch.testing.assert_close(pack_logits(model, rounded), pack_logits(model, pack), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(lm_loss(model, rounded), lm_loss(model, pack))
+
+
+def test_only_products_in_bfloat16_on_a_cpu_are_rounded():
+    pack, cpu = Pack.of(EXAMPLES), torch.device("cpu")
+    assert pack.to(cpu).tail == 0
+    with torch.autocast("cpu", torch.bfloat16):
+        assert pack.to(cpu).tail == -pack.num_tokens % ROUND
 
 
 def test_packs_with_a_prefix_do_not_overflow():

@@ -11,6 +11,7 @@ folder that holds more, only the cells of these grids are shown.
 from __future__ import annotations
 
 import argparse
+import json
 import shlex
 import subprocess
 import sys
@@ -70,7 +71,8 @@ def table(out: Path, wanted_cells: set[str], against: str | None) -> str:
     wanted = ["method", "sparsity", "recovery"]
     wanted += [f"{suite}|{part}" for suite in suite_ids(entries) for part in ("mean", "retention")] + list(COST) + ["status"]
     columns = [column for key in wanted for column in whole.columns if column.key == key]
-    return "\n".join([*definitions(entries), "", as_markdown(columns, whole.rows), *differences(entries, out, against)])
+    told_apart = [*gains(entries, out), *differences(entries, out, against)]
+    return "\n".join([*definitions(entries), "", as_markdown(columns, whole.rows), *told_apart])
 
 
 def definitions(entries: list[Entry]) -> list[str]:
@@ -92,16 +94,40 @@ def differences(entries: list[Entry], out: Path, against: str | None) -> list[st
     if not references:
         known = ", ".join(sorted({entry.full_label for entry in entries if not entry.is_dense}))
         raise SystemExit(f"--against {against!r} names no row; the rows are: {known}.")
+    wanted = []
+    for reference in references:
+        same = (e for e in entries if e.sparsity == reference.sparsity and e.model == reference.model)
+        wanted += [(other, reference) for other in same if other is not reference and other.done]
+    head = f"Each setting minus `{against}` (perplexities: divided by it), with the 95 % interval, on the same items:"
+    return [head, "", pairs_table(wanted, entries, out)]
+
+
+def gains(entries: list[Entry], out: Path) -> list[str]:
+    """Paired differences between every recovered setting and the same one without recovery."""
+
+    def pruned_as(entry: Entry) -> str:
+        run = entry.records[0].run
+        return json.dumps([run.model, run.method, run.config.get("method_config"), run.sparsity, run.basis], sort_keys=True)
+
+    plain = {pruned_as(entry): entry for entry in entries if entry.recovery == "none" and not entry.is_dense}
+    recovered = [entry for entry in entries if entry.recovery != "none"]
+    wanted = [(entry, plain[pruned_as(entry)]) for entry in recovered if pruned_as(entry) in plain]
+    if not wanted:
+        return []
+    head = "What recovery gave: recovered minus not (perplexities: divided), with the 95 % interval, on the same items:"
+    return [head, "", pairs_table(wanted, entries, out), ""]
+
+
+def pairs_table(wanted: list[tuple[Entry, Entry]], entries: list[Entry], out: Path) -> str:
+    """One row a pair and suite; Holm-corrected within a suite and sparsity."""
     columns = [Column(key, key, "always", "", False) for key in ("setting", "sparsity", "suite", "difference", "Holm p")]
     rows = []
-    for reference in references:
-        others = [e for e in entries if e.sparsity == reference.sparsity and e.model == reference.model and e is not reference and e.done]
+    for sparsity in sorted({a.sparsity or 0.0 for a, _ in wanted}):
         for suite_id in suite_ids(entries):
-            for pair in compare_pairs([(other, reference) for other in others], suite_id, out):
-                words = (pair.a.full_label, f"{reference.sparsity:.0%}", suite_id, difference_cell(pair).full, f"{pair.holm_p:.2g}")
+            for pair in compare_pairs([(a, b) for a, b in wanted if a.sparsity == sparsity], suite_id, out):
+                words = (pair.a.full_label, f"{sparsity:.0%}", suite_id, difference_cell(pair).full, f"{pair.holm_p:.2g}")
                 rows.append({column.key: Cell(None, word) for column, word in zip(columns, words, strict=True)})
-    head = f"Each setting minus `{against}` (perplexities: divided by it), with the 95 % interval, on the same items:"
-    return [head, "", as_markdown(columns, rows)]
+    return as_markdown(columns, rows)
 
 
 def write_page(page: Path, text: str, command: str) -> None:

@@ -1,0 +1,102 @@
+"""How gates and multipliers move under given learning rates, without a language model: seconds instead of an hour a setting.
+
+    python benchmarks/gate_dynamics.py --steps 189 --ramp 148 --sparsity 0.2 --mask-lr 0.1 0.3 --multiplier-lr 0.1 0.5
+
+The gates, the expected size, the Lagrangian and the optimiser are those of `methods.training` on SmolLM2-135M's shape. The
+language model is replaced by a cost for each closed unit, drawn from a log-normal, and noise of twice that cost, which are
+guesses; the rates at which real runs lagged or overshot (docs/findings/compresso.md) do so here too. It says whether a schedule
+can be followed, nothing about scores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+
+from benchmarks.training_cost import SMOLLM2_135M
+from methods.training.expected_size import ExpectedSize
+from methods.training.gates import GateKinds, GateSet
+from methods.training.lagrangian import Lagrangian
+from methods.training.schedule import Ramp, target_sparsity
+from models.anatomy import Anatomy
+
+COSTS = {"kv_groups": (0.03, 1.0), "ffn": (2e-4, 1.0), "hidden": (0.03, 0.7)}  # median nats of one closed unit, spread of its log
+NOISE = 2.0  # of a step's gradient, in costs
+SHOWN = 7
+
+
+def follow(
+    anatomy: Anatomy, *, mask_lr: float, multiplier_lr: float, sparsity: float, steps: int, ramp_steps: int, ramp: Ramp, hidden: bool
+) -> list[tuple[float, float]]:
+    """(expected, target) sparsity of every step."""
+    generator = torch.Generator().manual_seed(0)
+    gates = GateSet(anatomy, GateKinds(hidden=hidden), generator)
+    gates.clamp()
+    size, lagrangian = ExpectedSize(anatomy, "blocks"), Lagrangian(torch.device("cpu"), 1)
+    cost = {
+        kind: COSTS[kind][0] * torch.exp(COSTS[kind][1] * torch.randn(parameter.shape, generator=generator))
+        for kind, parameter in gates.log_alpha.items()
+    }
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": list(gates.log_alpha.values()), "lr": mask_lr},
+            {"params": [lagrangian.multipliers], "lr": multiplier_lr, "maximize": True},
+        ],
+        weight_decay=0.0,
+    )
+    followed = []
+    for step in range(steps):
+        loss = torch.zeros(())
+        for kind, value in gates.sample(generator).items():
+            slope = cost[kind] * (NOISE * torch.randn(value.shape, generator=generator) - 1)
+            loss = loss + (slope * value).sum()
+        target = target_sparsity(step, ramp_steps, sparsity, ramp=ramp)
+        expected = size.sparsity(gates.as_open(gates.probabilities()))
+        (loss + lagrangian(expected, target)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        gates.clamp()
+        followed.append((expected.item(), target))
+    return followed
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=189)
+    parser.add_argument("--ramp", type=int, default=148, help="steps in which the target rises")
+    parser.add_argument("--schedule", choices=("linear", "cubic"), default="linear")
+    parser.add_argument("--sparsity", type=float, nargs="+", default=[0.2, 0.35])
+    parser.add_argument("--mask-lr", type=float, nargs="+", default=[0.1, 0.3])
+    parser.add_argument("--multiplier-lr", type=float, nargs="+", default=[0.1, 0.5])
+    parser.add_argument("--no-hidden", action="store_true", help="no gates on the residual width")
+    arguments = parser.parse_args()
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    with torch.device("meta"):
+        anatomy = Anatomy.from_model(LlamaForCausalLM(LlamaConfig(**SMOLLM2_135M)))  # type: ignore[arg-type]
+    shown = [round((i + 1) * arguments.steps / SHOWN) - 1 for i in range(SHOWN)]
+    print(f"{'sparsity':>8} {'mask lr':>8} {'mult. lr':>8}  expected/target at step " + ", ".join(str(step + 1) for step in shown))
+    for sparsity, mask_lr, multiplier_lr in itertools.product(arguments.sparsity, arguments.mask_lr, arguments.multiplier_lr):
+        followed = follow(
+            anatomy,
+            mask_lr=mask_lr,
+            multiplier_lr=multiplier_lr,
+            sparsity=sparsity,
+            steps=arguments.steps,
+            ramp_steps=arguments.ramp,
+            ramp=arguments.schedule,
+            hidden=not arguments.no_hidden,
+        )
+        places = "  ".join(f"{followed[step][0]:.3f}/{followed[step][1]:.3f}" for step in shown)
+        print(f"{sparsity:>8} {mask_lr:>8} {multiplier_lr:>8}  {places}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -102,7 +102,7 @@ def test_excludes_take_cells_away_and_includes_add_them(model: Path) -> None:
         ({"protocols": ["mmlu_5shots"]}, "Did you mean 'mmlu_5shot'?"),
         ({"protocols": ["mmlu_5shot", "mmlu_5shot"]}, "twice"),
         ({"method_config": {"magnitude": {"nrom": "l1"}}}, "'norm'"),
-        ({"method_config": {"flap": {}}}, "method_config"),
+        ({"method_config": {"flapp": {}}}, "Did you mean 'flap'?"),
         ({"grid": {"model": "embedded:smollm2"}}, "smollm2-135m-instruct"),
         ({"grid": {"model": "smollm2-135m"}}, "embedded:smollm2-135m-instruct"),
         ({"grid": {"model": "/nowhere/at/all"}}, "does not exist"),

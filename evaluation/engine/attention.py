@@ -8,15 +8,16 @@ model needs no cache and no mask.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from evaluation.engine.prefix_tree import Segment, Unit
+from models.attention_interface import attention_function
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -70,21 +71,9 @@ def _interface(
     return _active[-1].attend(module, query, key, value, scaling, sliding_window, softcap), None
 
 
-@contextmanager
-def tree_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Switches every config of the model to the tree form, and back."""
-    from transformers import AttentionInterface
-
-    AttentionInterface.register(IMPLEMENTATION, _interface)
-    configs: dict[int, Any] = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}
-    before = {key: config._attn_implementation for key, config in configs.items()}
-    try:
-        for config in configs.values():
-            config._attn_implementation = IMPLEMENTATION
-        yield
-    finally:
-        for key, config in configs.items():
-            config._attn_implementation = before[key]
+def tree_attention(model: PreTrainedModel) -> AbstractContextManager[None]:
+    """Switches the attention of the model to the tree form, and back."""
+    return attention_function(model, IMPLEMENTATION, _interface)
 
 
 @contextmanager

@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import PreTrainedModel
+
+from models.attention_interface import attention_function
 
 IMPLEMENTATION = "prunebench_packed"
 """Name under which the attention function is registered with transformers."""
@@ -52,18 +53,8 @@ def packed_attention(model: PreTrainedModel) -> Iterator[bool]:
     if not can_split(model):
         yield False
         return
-    from transformers import AttentionInterface
-
-    AttentionInterface.register(IMPLEMENTATION, _attend)
-    configs: dict[int, Any] = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
-    before = {key: config._attn_implementation for key, config in configs.items()}
-    try:
-        for config in configs.values():
-            config._attn_implementation = IMPLEMENTATION
+    with attention_function(model, IMPLEMENTATION, _attend):
         yield True
-    finally:
-        for key, config in configs.items():
-            config._attn_implementation = before[key]
 
 
 def _attend(

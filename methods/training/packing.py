@@ -86,7 +86,7 @@ class Pack:
 
     def rounded(self) -> Pack:
         """The same pack, with tokens that no example sees and predictions without target, to a multiple of ROUND of each."""
-        tail, more = -self.num_tokens % ROUND, -len(self.targets) % ROUND
+        tail, more = -self.tokens.numel() % ROUND, -len(self.targets) % ROUND
         if tail == more == 0:
             return self
         new = self.tokens.new_zeros

@@ -85,6 +85,20 @@ def test_a_rounded_pack_gives_the_same_logits_and_loss(family, prefix):
         torch.testing.assert_close(lm_loss(model, rounded), lm_loss(model, pack))
 
 
+@pytest.mark.parametrize("family", ["llama", "llama_mqa", "qwen3", "phi3"])
+def test_gradients_are_those_of_attention_over_the_whole_row(family):
+    """Eager attention is not split: there transformers masks the row."""
+    gradients = []
+    for implementation in ("sdpa", "eager"):
+        model = tiny_model(family)
+        model.set_attn_implementation(implementation)
+        assert can_split(model) == (implementation == "sdpa")
+        lm_loss(model, Pack.of(EXAMPLES)).backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name], atol=1e-5, rtol=1e-3, msg=name)
+
+
 def test_only_products_in_bfloat16_on_a_cpu_are_rounded():
     pack, cpu = Pack.of(EXAMPLES), torch.device("cpu")
     assert pack.to(cpu).tail == 0

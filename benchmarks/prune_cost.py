@@ -187,10 +187,18 @@ def main() -> int:
     if options.one:
         print(json.dumps(measure(options.shape[0], options.method[0], options.samples, options.seq_len, options.sparsity, device)))
         return 0
-    rows = []
+    rows: list[dict[str, Any]] = []
+
+    def add(row: dict[str, Any]) -> None:
+        """Kept at once: the last rows take longest."""
+        rows.append(row)
+        print(f"{row['shape']} {row['method']}: {row.get('seconds', row.get('error', ''))}", file=sys.stderr, flush=True)
+        if options.out:
+            options.out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
     for shape in options.shape:
         if shape == "7b" and device == "cpu":
-            rows.append(meta_row(shape))
+            add(meta_row(shape))
             continue
         for method in options.method:
             arguments = [
@@ -207,13 +215,11 @@ def main() -> int:
             command = [sys.executable, __file__, *arguments, "--sparsity", str(options.sparsity)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode == 0:
-                rows.append(json.loads(done.stdout.splitlines()[-1]))
+                add(json.loads(done.stdout.splitlines()[-1]))
             else:
-                rows.append({"shape": shape, "method": method, "device": device, "error": done.stderr.strip().splitlines()[-1][:200]})
-            print(f"{shape} {method}: {rows[-1].get('seconds', 'failed')} s", file=sys.stderr, flush=True)
+                last = (done.stderr.strip().splitlines() or [f"ended with code {done.returncode}"])[-1]
+                add({"shape": shape, "method": method, "device": device, "error": last[:200]})
     print(table(rows))
-    if options.out:
-        options.out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     return 0
 
 

@@ -130,13 +130,23 @@ def pairs_table(wanted: list[tuple[Entry, Entry]], entries: list[Entry], out: Pa
     return as_markdown(columns, rows)
 
 
-def write_page(page: Path, text: str, command: str) -> None:
-    """Replaces the table of the page, or starts a page that has none yet."""
+def around_table(page: Path) -> tuple[str, str]:
+    """What stands before and after the table of a page; of a new page where there is none.
+
+    Raises:
+        SystemExit: the page has no place for the table.
+    """
     old = page.read_text(encoding="utf-8") if page.exists() else f"# {page.stem}\n\n{BEGIN}\n{END}\n"
     before, begin, rest = old.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise SystemExit(f"{page} has no lines {BEGIN!r} and {END!r}; put them where the table belongs.")
+    return before, after
+
+
+def write_page(page: Path, text: str, command: str) -> None:
+    """Replaces the table of the page; raises as `around_table`."""
+    before, after = around_table(page)
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(f"{before}{BEGIN}\nMade by `{command}`; don't edit.\n\n{text.rstrip()}\n{END}{after}", encoding="utf-8")
 
@@ -152,6 +162,7 @@ def main() -> int:
     parser.add_argument("--no-run", action="store_true", help="only write the table of the records that are there")
     options = parser.parse_args()
     options.out = options.out or ROOT / "results" / options.page.stem
+    around_table(options.page)  # before hours of running
     if not options.no_run:
         run_grids(options)
     command = f"python benchmarks/findings.py {' '.join(map(str, options.configs))} --data DIR --page {options.page}"

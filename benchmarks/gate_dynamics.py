@@ -4,8 +4,8 @@
 
 The gates, the expected size, the Lagrangian and the optimiser are those of `methods.training` on SmolLM2-135M's shape. The
 language model is replaced by a cost for each closed unit, drawn from a log-normal, and noise of twice that cost, which are
-guesses; the rates at which real runs lagged or overshot (docs/findings/compresso.md) do so here too. It says whether a schedule
-can be followed, nothing about scores.
+guesses; the rates at which two real runs lagged and overshot (docs/findings/compresso.md) do so here too, to about a factor of two. It
+says whether a schedule may be followed, nothing about scores.
 """
 
 from __future__ import annotations

@@ -15,8 +15,8 @@ per-sample gradient (diagonal Fisher), a row or column i that holds the weights 
 
 Several batches: the signed sums of "vector" and the squares of "second" add up over batches, which is exact; "first" and
 "mix" take the absolute value in each batch and add these (weighted to the mean of the set), so that nothing of the size
-of the model is kept. With the
-paper's 10 samples in one batch both readings are the same.
+of the model is kept. With the paper's 10 samples in one batch both readings are the same. "mix" needs g and F of the same
+element at once: it keeps F of half the matrices, scores these, and starts again with the others.
 """
 
 from __future__ import annotations
@@ -104,10 +104,14 @@ def score_sites(
             terms -= 0.5 * weight.square() * fisher[name]
         add_terms(name, terms if importance == "vector" else terms.abs_())
 
-    if importance in ("second", "mix"):
-        _backward_each(model, list(by_parameter), samples.split(1), 1, add_fisher, "Fisher information", progress)
-    if importance != "second":
-        _backward_each(model, list(by_parameter), samples.split(batch_size), len(samples), add_first, "gradients", progress)
+    names = list(by_parameter)
+    half = (len(names) + 1) // 2
+    for part in filter(None, (names[:half], names[half:]) if importance == "mix" else (names,)):
+        if importance in ("second", "mix"):
+            _backward_each(model, part, samples.split(1), 1, add_fisher, "Fisher information", progress)
+        if importance != "second":
+            _backward_each(model, part, samples.split(batch_size), len(samples), add_first, "gradients", progress)
+        fisher.clear()
     for site in sites:
         site.score.abs_()
         if not torch.isfinite(site.score).all():

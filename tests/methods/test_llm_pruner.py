@@ -221,6 +221,15 @@ def test_with_one_sample_the_mix_score_is_that_of_its_squared_gradient():
     torch.testing.assert_close(groups.mlp[0].sites[0].score, (product - 0.5 * product.square()).abs().sum(1).double(), atol=1e-7, rtol=1e-4)
 
 
+def test_the_mix_score_of_a_single_matrix_needs_no_other():
+    model = tiny_model("llama")
+    name = "model.layers.0.mlp.gate_proj.weight"
+    alone = Site(name, 0, model.get_parameter(name).shape[0], "rows")
+    score_sites(model, [alone], TOKENS, "mix", batch_size=len(TOKENS), progress=quiet)
+    groups, _ = scores(model, "mix")
+    torch.testing.assert_close(alone.score, groups.mlp[0].sites[0].score, atol=0, rtol=0)
+
+
 def test_fused_projections_score_like_separate_ones():
     groups, _ = scores(tiny_model("phi3"), "first")
     assert {site.parameter for site in groups.attention[0].sites[:3]} == {"model.layers.0.self_attn.qkv_proj.weight"}

@@ -5,7 +5,8 @@
 
 The page keeps its prose; what stands between the lines `<!-- table -->` and `<!-- end of table -->` is replaced. Cells that are
 done are not run again, so the command goes on where it was stopped; `--no-run` only writes the table of what is there. Of a
-folder that holds more, only the cells of these grids are shown.
+folder that holds more, only the cells of these grids are shown. Of methods that learn their masks, a table and a figure
+(figures/NAME OF THE PAGE-schedule.png beside the page) show how sparsity kept to its schedule.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.mask_schedule import learnt, schedule_figure, schedule_table
 from experiments.load_config import load_config
 from experiments.plan import plan_grid
 from leaderboard.collect import Entry, collect
@@ -55,8 +57,8 @@ def cells_of(options: argparse.Namespace) -> set[str]:
     return {cell.id for grid in grids for cell in plan_grid(grid, options.data)}
 
 
-def table(out: Path, wanted_cells: set[str], against: str | None) -> str:
-    """Markdown: what was measured and how, one row a setting, and paired differences from `against` at each sparsity.
+def table(out: Path, wanted_cells: set[str], against: str | None, page: Path) -> str:
+    """Markdown: what was measured and how, one row a setting, paired differences from `against` at each sparsity, schedules.
 
     Raises:
         SystemExit: there is no record to show.
@@ -71,8 +73,19 @@ def table(out: Path, wanted_cells: set[str], against: str | None) -> str:
     wanted = ["method", "sparsity", "recovery"]
     wanted += [f"{suite}|{part}" for suite in suite_ids(entries) for part in ("mean", "retention")] + list(COST) + ["status"]
     columns = [column for key in wanted for column in whole.columns if column.key == key]
-    told_apart = [*gains(entries, out), *differences(entries, out, against)]
-    return "\n".join([*definitions(entries), "", as_markdown(columns, whole.rows), *told_apart])
+    parts = [*gains(entries, out), *differences(entries, out, against), *schedules(entries, page)]
+    return "\n".join([*definitions(entries), "", as_markdown(columns, whole.rows), *parts])
+
+
+def schedules(entries: list[Entry], page: Path) -> list[str]:
+    """How learnt masks kept to their schedule; the figure is written beside the page."""
+    runs = learnt(entries)
+    if not runs:
+        return []
+    figure = Path("figures", f"{page.stem}-schedule.png")
+    schedule_figure(runs, page.parent / figure)
+    head = "How sparsity kept to its schedule (fractions of the budget's basis; lag and lead are distances below and above the target):"
+    return ["", head, "", schedule_table(runs), "", f"![Target, expected and realised sparsity at every step]({figure.as_posix()})"]
 
 
 def definitions(entries: list[Entry]) -> list[str]:
@@ -168,7 +181,7 @@ def main() -> int:
     command = f"python benchmarks/findings.py {' '.join(map(str, options.configs))} --data DIR --page {options.page}"
     command += "".join(f" --set {shlex.quote(setting)}" for setting in options.settings)
     command += f" --against {shlex.quote(options.against)}" if options.against else ""
-    write_page(options.page, table(options.out, cells_of(options), options.against), command)
+    write_page(options.page, table(options.out, cells_of(options), options.against, options.page), command)
     print(options.page)
     return 0
 

@@ -1,11 +1,11 @@
 """How gates and multipliers move under given learning rates, without a language model: seconds instead of an hour a setting.
 
-    python benchmarks/gate_dynamics.py --steps 189 --ramp 148 --sparsity 0.2 --mask-lr 0.1 0.3 --multiplier-lr 0.1 0.5
+    python benchmarks/gate_dynamics.py --steps 189 --ramp 148 --sparsity 0.2 --mask-lr 0.2 --multiplier-lr 0.1 --lambda2-start 0 1000
 
 The gates, the expected size, the Lagrangian and the optimiser are those of `methods.training` on SmolLM2-135M's shape. The
-language model is replaced by a cost for each closed unit, drawn from a log-normal, and noise of twice that cost, which are
-guesses; the rates at which two real runs lagged and overshot (docs/findings/compresso.md) do so here too, to about a factor of two. It
-says whether a schedule may be followed, nothing about scores.
+language model is replaced by a cost for each closed unit, drawn from a log-normal, and noise of twice that cost; both were
+scaled until a real run that swung around its target (docs/findings/compresso.md) swung here as wide and at the same steps. It says
+whether a schedule may be followed, nothing about scores.
 """
 
 from __future__ import annotations
@@ -26,19 +26,28 @@ from methods.training.lagrangian import Lagrangian
 from methods.training.schedule import Ramp, target_sparsity
 from models.anatomy import Anatomy
 
-COSTS = {"kv_groups": (0.03, 1.0), "ffn": (2e-4, 1.0), "hidden": (0.03, 0.7)}  # median nats of one closed unit, spread of its log
+COSTS = {"kv_groups": (0.018, 1.0), "ffn": (1.2e-4, 1.0), "hidden": (0.018, 0.7)}  # median nats of one closed unit, spread of its log
 NOISE = 2.0  # of a step's gradient, in costs
 SHOWN = 7
 
 
 def follow(
-    anatomy: Anatomy, *, mask_lr: float, multiplier_lr: float, sparsity: float, steps: int, ramp_steps: int, ramp: Ramp, hidden: bool
+    anatomy: Anatomy,
+    *,
+    mask_lr: float,
+    multiplier_lr: float,
+    lambda2_start: float,
+    sparsity: float,
+    steps: int,
+    ramp_steps: int,
+    ramp: Ramp,
+    hidden: bool,
 ) -> list[tuple[float, float]]:
     """(expected, target) sparsity of every step."""
     generator = torch.Generator().manual_seed(0)
     gates = GateSet(anatomy, GateKinds(hidden=hidden), generator)
     gates.clamp()
-    size, lagrangian = ExpectedSize(anatomy, "blocks"), Lagrangian(torch.device("cpu"), 1)
+    size, lagrangian = ExpectedSize(anatomy, "blocks"), Lagrangian(lambda2_start=lambda2_start)
     cost = {
         kind: COSTS[kind][0] * torch.exp(COSTS[kind][1] * torch.randn(parameter.shape, generator=generator))
         for kind, parameter in gates.log_alpha.items()
@@ -72,8 +81,9 @@ def main() -> int:
     parser.add_argument("--ramp", type=int, default=148, help="steps in which the target rises")
     parser.add_argument("--schedule", choices=("linear", "cubic"), default="linear")
     parser.add_argument("--sparsity", type=float, nargs="+", default=[0.2, 0.35])
-    parser.add_argument("--mask-lr", type=float, nargs="+", default=[0.1, 0.3])
-    parser.add_argument("--multiplier-lr", type=float, nargs="+", default=[0.1, 0.5])
+    parser.add_argument("--mask-lr", type=float, nargs="+", default=[0.1, 0.2])
+    parser.add_argument("--multiplier-lr", type=float, nargs="+", default=[0.1])
+    parser.add_argument("--lambda2-start", type=float, nargs="+", default=[0.0, 1000.0])
     parser.add_argument("--no-hidden", action="store_true", help="no gates on the residual width")
     arguments = parser.parse_args()
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -81,12 +91,14 @@ def main() -> int:
     with torch.device("meta"):
         anatomy = Anatomy.from_model(LlamaForCausalLM(LlamaConfig(**SMOLLM2_135M)))  # type: ignore[arg-type]
     shown = [round((i + 1) * arguments.steps / SHOWN) - 1 for i in range(SHOWN)]
-    print(f"{'sparsity':>8} {'mask lr':>8} {'mult. lr':>8}  expected/target at step " + ", ".join(str(step + 1) for step in shown))
-    for sparsity, mask_lr, multiplier_lr in itertools.product(arguments.sparsity, arguments.mask_lr, arguments.multiplier_lr):
+    print(f"{'sparsity':>8} {'mask lr':>8} {'mult. lr':>8} {'lambda2':>8}  expected/target at step " + ", ".join(str(step + 1) for step in shown))
+    settings = itertools.product(arguments.sparsity, arguments.mask_lr, arguments.multiplier_lr, arguments.lambda2_start)
+    for sparsity, mask_lr, multiplier_lr, lambda2_start in settings:
         followed = follow(
             anatomy,
             mask_lr=mask_lr,
             multiplier_lr=multiplier_lr,
+            lambda2_start=lambda2_start,
             sparsity=sparsity,
             steps=arguments.steps,
             ramp_steps=arguments.ramp,
@@ -94,7 +106,7 @@ def main() -> int:
             hidden=not arguments.no_hidden,
         )
         places = "  ".join(f"{followed[step][0]:.3f}/{followed[step][1]:.3f}" for step in shown)
-        print(f"{sparsity:>8} {mask_lr:>8} {multiplier_lr:>8}  {places}", flush=True)
+        print(f"{sparsity:>8} {mask_lr:>8} {multiplier_lr:>8} {lambda2_start:>8}  {places}", flush=True)
     return 0
 
 

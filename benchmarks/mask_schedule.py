@@ -59,7 +59,9 @@ def schedule_table(runs: list[tuple[Entry, Record]]) -> str:
         kept, dense = (
             (metrics.params_blocks, metrics.dense_params_blocks) if is_blocks else (metrics.params_total, metrics.dense_params_total)
         )
-        assert kept is not None and dense is not None and entry.sparsity is not None  # a finished, pruned run has them
+        assert kept is not None  # a finished, pruned run has all three
+        assert dense is not None
+        assert entry.sparsity is not None
         budget = (1 - entry.sparsity) * dense
         words = (
             entry.label,

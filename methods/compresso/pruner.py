@@ -62,6 +62,9 @@ class CompressoConfig(PrunerConfig):
     finetune_lr: float = Field(4e-4, gt=0, description="falls to 0 over the fine-tuning, as a cosine")
     mask_lr: float = Field(0.1, gt=0, description="of the gates' log-alpha, constant")
     multiplier_lr: float = Field(0.1, gt=0, description="ascent of both multipliers, constant")
+    lambda2_start: float = Field(
+        0.0, ge=0, description="quadratic multiplier at the start (official: 0); 1000 lets a few hundred steps follow their schedule"
+    )
     temperature: float = Field(2 / 3, gt=0, description="of the hard-concrete gates")
     head_gates: bool = Field(True, description="gates on KV groups (single heads in models without grouping)")
     query_head_gates: bool = Field(False, description="gates on query heads too; every kept group of a layer keeps as many")
@@ -134,6 +137,7 @@ class Compresso(Pruner[CompressoConfig]):
             batch_tokens=config.batch_tokens,
             gradient_checkpointing=config.gradient_checkpointing,
             compute_dtype=config.compute_dtype,
+            lambda2_start=config.lambda2_start,
         )
         with torch.enable_grad(), MaskLearner(model, settings, budget, examples, run.seed, run.device, prompt) as learner:
             epoch = config.steps_per_epoch or learner.sampler.packs_per_epoch

@@ -72,6 +72,9 @@ class NutePruneConfig(PrunerConfig):
     finetune_lr: float = Field(1e-4, gt=0, description="falls to 0 linearly")
     mask_lr: float = Field(0.1, gt=0)
     multiplier_lr: float = Field(0.1, gt=0)
+    lambda2_start: float = Field(
+        0.0, ge=0, description="quadratic multiplier at the start (official: 0); 1000 lets a few hundred steps follow their schedule"
+    )
     temperature: float = Field(2 / 3, gt=0, description="of the hard-concrete gates")
     hidden_gates: bool = True
     is_uniform: bool = Field(False, description="every layer's groups and channels meet the target on their own; hidden_gates off")
@@ -133,6 +136,7 @@ class NutePrune(Pruner[NutePruneConfig]):
             batch_tokens=config.batch_tokens,
             is_uniform=config.is_uniform,
             compute_dtype=config.compute_dtype,
+            lambda2_start=config.lambda2_start,
         )
         learner = TaughtLearner(model, settings, budget, examples, run.seed, run.device)
         learner.teachers = SnapshotManager(

@@ -9,15 +9,18 @@ from torch import Tensor, nn
 class Lagrangian:
     """lambda1 (s - t) + lambda2 (s - t)^2, minimised over the gates and maximised over both multipliers.
 
-    The multipliers start at 0 and are unconstrained; lambda2 can only grow. They ascend with Adam, so a step is about the
-    learning rate whatever the gap. Source: Compresso's code (spec section 8); Wang et al., arXiv 1910.04732.
+    The multipliers are unconstrained; lambda1 starts at 0, and lambda2, which can only grow, at `lambda2_start`. They ascend with
+    Adam, so a step is about the learning rate whatever the gap. Source: Compresso's code (spec section 8), with 0 for both;
+    Wang et al., arXiv 1910.04732. Alone, lambda1 sums up the gap and the gates sum up lambda1, which swings like a pendulum; the
+    quadratic term is what damps it, so a run too short for lambda2 to grow needs one that starts high.
 
     Attributes:
         multipliers: (2, constraints) float32, lambda1 and lambda2; give them to an optimiser with `maximize=True`.
     """
 
-    def __init__(self, device: torch.device | str = "cpu", constraints: int = 1) -> None:
-        self.multipliers = nn.Parameter(torch.zeros(2, constraints, device=device))
+    def __init__(self, device: torch.device | str = "cpu", constraints: int = 1, lambda2_start: float = 0.0) -> None:
+        start = torch.tensor([[0.0], [lambda2_start]], device=device)
+        self.multipliers = nn.Parameter(start.repeat(1, constraints))
 
     def __call__(self, sparsity: Tensor, target: float) -> Tensor:
         """The penalty, a scalar; `sparsity` is the expected one of each constraint, with its gradient."""

@@ -54,6 +54,7 @@ class LearnerSettings:
     gradient_checkpointing: bool = False
     is_uniform: bool = False
     compute_dtype: ComputeDtype = "model"
+    lambda2_start: float = 0.0
 
 
 class MaskLearner(Learner):
@@ -80,7 +81,7 @@ class MaskLearner(Learner):
         self.generator = torch.Generator().manual_seed(seed)
         self.gates = GateSet(self.anatomy, settings.kinds, self.generator, distribution=HardConcrete(settings.temperature), device=device)
         self.gates.clamp()
-        self.lagrangian = Lagrangian(device, self.gates.num_vectors if settings.is_uniform else 1)
+        self.lagrangian = Lagrangian(device, self.gates.num_vectors if settings.is_uniform else 1, settings.lambda2_start)
         self.sampler = PackSampler(examples, settings.batch_tokens, seed, prefix)
         self.live = Gates()
         self.tokens_seen = 0

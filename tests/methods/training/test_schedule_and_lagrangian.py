@@ -71,3 +71,36 @@ def test_overshoot_drives_lambda1_back_up(pressed):
 
 def test_sparsity_settles_at_the_target(pressed):
     assert float((pressed[-50:, 0] - 0.4).abs().max()) < 0.01
+
+
+def largest_gap(lambda2_start):
+    """How far sparsity strays from a ramp to 0.4 in 150 steps while a loss holds every gate open, each by another force."""
+    anatomy = Anatomy.from_model(tiny_model("llama"))
+    generator = torch.Generator().manual_seed(0)
+    gates = GateSet(anatomy, GateKinds(), generator)
+    gates.clamp()
+    size, lagrangian = ExpectedSize(anatomy, "blocks"), Lagrangian(lambda2_start=lambda2_start)
+    worth = {kind: 2 * torch.rand(value.shape, generator=generator) for kind, value in gates.log_alpha.items()}
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": list(gates.log_alpha.values()), "lr": 0.2},
+            {"params": [lagrangian.multipliers], "lr": 0.1, "maximize": True},
+        ],
+        weight_decay=0.0,
+    )
+    largest = 0.0
+    for step in range(200):
+        target = target_sparsity(step, 150, 0.4, ramp="linear")
+        probabilities = gates.open_probabilities()
+        sparsity = size.sparsity(probabilities)
+        largest = max(largest, abs(sparsity.item() - target))
+        held = -sum((worth[kind] * gates.probabilities()[kind]).sum() for kind in worth)
+        optimizer.zero_grad()
+        (held + lagrangian(sparsity, target)).backward()
+        optimizer.step()
+        gates.clamp()
+    return largest
+
+
+def test_a_high_start_of_lambda2_holds_a_short_run_to_its_schedule():
+    assert largest_gap(1000.0) < 0.1 < largest_gap(0.0)

@@ -91,7 +91,8 @@ def main() -> int:
     with torch.device("meta"):
         anatomy = Anatomy.from_model(LlamaForCausalLM(LlamaConfig(**SMOLLM2_135M)))  # type: ignore[arg-type]
     shown = [round((i + 1) * arguments.steps / SHOWN) - 1 for i in range(SHOWN)]
-    print(f"{'sparsity':>8} {'mask lr':>8} {'mult. lr':>8} {'lambda2':>8}  expected/target at step " + ", ".join(str(step + 1) for step in shown))
+    places = ", ".join(str(step + 1) for step in shown)
+    print(f"{'sparsity':>8} {'mask lr':>8} {'mult. lr':>8} {'lambda2':>8}  expected/target at step {places}")
     settings = itertools.product(arguments.sparsity, arguments.mask_lr, arguments.multiplier_lr, arguments.lambda2_start)
     for sparsity, mask_lr, multiplier_lr, lambda2_start in settings:
         followed = follow(

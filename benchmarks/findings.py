@@ -73,8 +73,24 @@ def table(out: Path, wanted_cells: set[str], against: str | None, page: Path) ->
     wanted = ["method", "sparsity", "recovery"]
     wanted += [f"{suite}|{part}" for suite in suite_ids(entries) for part in ("mean", "retention")] + list(COST) + ["status"]
     columns = [column for key in wanted for column in whole.columns if column.key == key]
-    parts = [*gains(entries, out), *differences(entries, out, against), *schedules(entries, page)]
+    parts = [*gains(entries, out), *differences(entries, out, against), *held_out(entries), *schedules(entries, page)]
     return "\n".join([*definitions(entries), "", as_markdown(columns, whole.rows), *parts])
+
+
+def held_out(entries: list[Entry]) -> list[str]:
+    """Mean loss on held-out training text, of the pruned model before and after its last training."""
+    keys = ("setting", "sparsity", "seed", "pruned", "and trained")
+    rows = []
+    for entry in entries:
+        for record in entry.done:
+            losses = next((points for name, points in record.metrics.curves.items() if name.endswith("validation_loss")), [])
+            if len(losses) > 1:
+                words = (entry.full_label, f"{entry.sparsity:.0%}", str(record.run.seed), f"{losses[0][1]:.3f}", f"{losses[-1][1]:.3f}")
+                rows.append({key: Cell(None, word) for key, word in zip(keys, words, strict=True)})
+    if not rows:
+        return []
+    head = "Loss in nats a label token on examples held out of the training text, before and after the fine-tuning or recovery:"
+    return ["", head, "", as_markdown([Column(key, key, "always", "", False) for key in keys], rows)]
 
 
 def schedules(entries: list[Entry], page: Path) -> list[str]:

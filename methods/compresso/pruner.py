@@ -26,7 +26,7 @@ from methods.training.packing import Pack, lm_loss, with_prompt
 from methods.training.precision import DESCRIPTION as PRECISION
 from methods.training.precision import ComputeDtype
 from methods.training.schedule import Ramp
-from methods.training.source_text import fingerprint, training_examples
+from methods.training.source_text import fingerprint, text_to_learn
 from models.anatomy import Anatomy
 from models.budget import Budget
 from models.errors import BadInput
@@ -122,10 +122,11 @@ class Compresso(Pruner[CompressoConfig]):
 
     def prune(self, model: PreTrainedModel, budget: Budget, data: PruningData, run: Run) -> Masks:
         config: CompressoConfig = self.config
-        examples = list(training_examples(config.text, config.self_text_examples, model, data, run))
+        text = text_to_learn(config.text, config.self_text_examples, model, data, run)
+        examples, held_out = list(text.train), list(text.validation)
         prompt = prompt_tokens(config.prompt, data)
         if prompt is not None and not can_split(model):
-            examples, prompt = with_prompt(examples, prompt), None
+            examples, held_out, prompt = with_prompt(examples, prompt), with_prompt(held_out, prompt), None
         settings = LearnerSettings(
             rank=config.lora_rank,
             alpha=config.lora_alpha,
@@ -165,6 +166,7 @@ class Compresso(Pruner[CompressoConfig]):
                     lora_lr=config.finetune_lr,
                     decay="cosine",
                     accumulation=config.finetune_accumulation,
+                    validation=held_out,
                 ),
             ]
             shared = [] if prompt is None else [Example(prompt, 0)]

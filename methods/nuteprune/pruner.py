@@ -27,7 +27,7 @@ from methods.training.packing import Pack, lm_loss
 from methods.training.precision import DESCRIPTION as PRECISION
 from methods.training.precision import ComputeDtype
 from methods.training.schedule import Ramp
-from methods.training.source_text import fingerprint, training_examples
+from methods.training.source_text import fingerprint, text_to_learn
 from models.anatomy import Anatomy
 from models.budget import Budget
 from models.masks import Masks
@@ -121,10 +121,10 @@ class NutePrune(Pruner[NutePruneConfig]):
 
     def prune(self, model: PreTrainedModel, budget: Budget, data: PruningData, run: Run) -> Masks:
         config: NutePruneConfig = self.config
-        examples = training_examples(config.text, config.self_text_examples, model, data, run)
-        later = examples
+        text = text_to_learn(config.text, config.self_text_examples, model, data, run)
+        later = text
         if config.finetune_text is not None and config.finetune_epochs and config.lora_rank:
-            later = training_examples(config.finetune_text, config.self_text_examples, model, data, run)
+            later = text_to_learn(config.finetune_text, config.self_text_examples, model, data, run)
         settings = LearnerSettings(
             rank=config.lora_rank,
             alpha=config.lora_alpha,
@@ -138,7 +138,7 @@ class NutePrune(Pruner[NutePruneConfig]):
             compute_dtype=config.compute_dtype,
             lambda2_start=config.lambda2_start,
         )
-        learner = TaughtLearner(model, settings, budget, examples, run.seed, run.device)
+        learner = TaughtLearner(model, settings, budget, text.train, run.seed, run.device)
         learner.teachers = SnapshotManager(
             run.folder,
             budget.sparsity,
@@ -175,9 +175,10 @@ class NutePrune(Pruner[NutePruneConfig]):
                 lora_lr=config.finetune_lr,
                 decay="linear",
                 accumulation=1,
-                examples=later,
+                examples=later.train,
+                validation=later.validation,
             )
-            mark = fingerprint(config, budget, run.seed, [*examples, *later])
+            mark = fingerprint(config, budget, run.seed, [*text.train, *later.train])
             run_stages([distill, finetune], learner, run, fingerprint=mark, checkpoint_every=config.checkpoint_every)
             log.info("nuteprune learnt its masks on %d tokens, %d snapshots", learner.tokens_seen, learner.teachers.stored)
             masks = learner.finish()

@@ -32,6 +32,7 @@ from models.masks import Masks
 from models.soft_masks import AppliedGates, Gates, MLPPlacement, apply_gates
 
 CLIP_NORM = 1.0
+VALIDATION_EXAMPLES = 100  # of those held out, the first ones
 
 Loss = Callable[[Pack], Tensor]
 
@@ -311,7 +312,10 @@ class LearnMasks(TrainingStage):
 
 
 class FineTune(TrainingStage):
-    """LoRA alone, on the model as the decided gates leave it; `examples` replace the learner's text where given."""
+    """LoRA alone, on the model as the decided gates leave it; `examples` replace the learner's text where given.
+
+    Logs the mean loss of the first held-out examples (at most VALIDATION_EXAMPLES) before and after, as `validation_loss`.
+    """
 
     name = "fine-tuning"
 
@@ -325,9 +329,11 @@ class FineTune(TrainingStage):
         decay: Decay,
         accumulation: int,
         examples: Sequence[Example] | None = None,
+        validation: Sequence[Example] = (),
     ) -> None:
         super().__init__(learner, loss, steps)
         self.lora_lr, self.decay, self.accumulation, self.examples = lora_lr, decay, accumulation, examples
+        self.validation = validation[:VALIDATION_EXAMPLES]
 
     def enter(self) -> None:
         if self.examples is not None:
@@ -343,12 +349,30 @@ class FineTune(TrainingStage):
         self.optimizer = torch.optim.AdamW([{"params": self.learner.lora_parameters, "lr": self.lora_lr}], weight_decay=0.0)
 
     def step(self, step: int) -> dict[str, float]:
+        validated = self._validate() if step == 0 else {}
         started = time.perf_counter()
         self._set_lora_lr(decayed(self.lora_lr, step, self.steps, self.decay))
         loss, tokens = self._accumulate(self.accumulation, draw=False)
         self._update()
         speed = tokens / (time.perf_counter() - started)
-        return {"lm_loss": loss, "tokens_per_second": speed, "tokens_seen": self.learner.tokens_seen, **self._decided}
+        if step + 1 == self.steps:
+            validated = self._validate()
+        return {"lm_loss": loss, "tokens_per_second": speed, "tokens_seen": self.learner.tokens_seen, **self._decided, **validated}
+
+    @torch.no_grad()
+    def _validate(self) -> dict[str, float]:
+        """The mean loss of a label, by its name; nothing where nothing is held out."""
+        if not self.validation:
+            return {}
+        learner = self.learner
+        sampler = PackSampler(self.validation, learner.settings.batch_tokens, 0, learner.sampler.prefix)
+        total, labels = 0.0, 0
+        for _ in range(sampler.packs_per_epoch):
+            pack = sampler.next()
+            with computing_in(learner.settings.compute_dtype, learner.model.device):
+                total += self.loss(pack).item() * len(pack.targets)
+            labels += len(pack.targets)
+        return {"validation_loss": total / labels}
 
 
 def _expected_units(gates: GateSet, probabilities: dict[str, Tensor]) -> dict[str, float]:

@@ -8,26 +8,26 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedModel
 
-from methods.calibration.training_text import Example, TrainingConfig
+from methods.calibration.training_text import Example, TrainingConfig, TrainingText
 from methods.data import PruningData
 from methods.pruner import PrunerConfig, Run
 from methods.training.self_text import self_generated
 from models.budget import Budget
 
 
-def training_examples(
-    text: TrainingConfig, self_text_examples: int, model: PreTrainedModel, data: PruningData, run: Run
-) -> tuple[Example, ...]:
-    """Training examples of `text.source`, which may also be 'calibration' or 'self'.
+def text_to_learn(text: TrainingConfig, self_text_examples: int, model: PreTrainedModel, data: PruningData, run: Run) -> TrainingText:
+    """Examples of `text.source`, which may also be 'calibration' or 'self'; these two hold nothing out for validation.
 
     Raises:
         BadInput: the source can't be had.
     """
     if text.source == "calibration":
-        return tuple(Example(tokens, 0) for tokens in data.require_calibration("text.source 'calibration'"))
+        samples = data.require_calibration("text.source 'calibration'")
+        return TrainingText(tuple(Example(tokens, 0) for tokens in samples), (), data.description)
     if text.source == "self":
-        return self_generated(model, self_text_examples, text.max_len, seed=run.seed, folder=run.folder, progress=run.progress)
-    return data.training_text(text).train
+        written = self_generated(model, self_text_examples, text.max_len, seed=run.seed, folder=run.folder, progress=run.progress)
+        return TrainingText(written, (), "written by the model itself")
+    return data.training_text(text)
 
 
 def fingerprint(config: PrunerConfig, budget: Budget, seed: int, examples: Sequence[Example]) -> str:

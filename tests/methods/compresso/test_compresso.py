@@ -13,8 +13,8 @@ from methods.data import PruningData
 from methods.pruner import Run
 from methods.training.adapters import Adapters
 from methods.training.gates import GateKinds, GateSet
-from methods.training.learner import LearnerSettings, MaskLearner
-from methods.training.loop import STATE_FILE, TrainingDiverged
+from methods.training.learner import VALIDATION_EXAMPLES, FineTune, LearnerSettings, MaskLearner
+from methods.training.loop import STATE_FILE, TrainingDiverged, run_stages
 from methods.training.packing import Pack, lm_loss
 from models.anatomy import Anatomy
 from models.budget import Budget
@@ -92,6 +92,27 @@ def test_closed_residual_dimensions_are_exactly_zero_in_every_layer():
         states = model(random_tokens(), output_hidden_states=True).hidden_states
     assert len(states) == 4
     assert all(not state[..., ~masks.hidden].any() for state in states)
+
+
+def test_the_validation_loss_is_the_mean_over_the_labels_of_the_first_held_out_examples(tmp_path):
+    model = tiny_model("llama")
+    held_out = [Example(row[: 10 + i % 20], 4) for i, row in enumerate(random_tokens(VALIDATION_EXAMPLES + 5, 32, seed=2))]
+    curves = []
+    run = Run(seed=0, device=CPU, folder=tmp_path, log_metrics=lambda step, values: curves.append(values))
+    with learner_on(model) as learner:
+        settings = {"steps": 3, "lora_lr": 1e-2, "decay": "linear", "accumulation": 1}
+        stage = FineTune(learner, lambda pack: lm_loss(model, pack), **settings, validation=held_out)
+        run_stages([stage], learner, run, fingerprint="", checkpoint_every=100)
+        with torch.no_grad():
+            losses = [
+                torch.nn.functional.cross_entropy(model(e.tokens[None]).logits[0, :-1], e.labels[1:], reduction="sum")
+                for e in held_out[:VALIDATION_EXAMPLES]
+            ]
+    labels = sum(len(e.tokens) - e.prompt_tokens for e in held_out[:VALIDATION_EXAMPLES])
+    assert curves[-1]["validation_loss"] == pytest.approx(float(sum(losses)) / labels, rel=1e-5)
+    assert "validation_loss" in curves[0]
+    assert "validation_loss" not in curves[1]
+    assert curves[0]["validation_loss"] != curves[-1]["validation_loss"]
 
 
 def test_only_adapters_gates_and_multipliers_learn():

@@ -14,16 +14,16 @@ from leaderboard.tables import Cell, Column
 Curve = list[tuple[float, float]]
 COLUMNS = 3
 LINES = (  # curve, what it is called, its look
-    ("target_sparsity", "target", {"color": INK, "ls": "--"}),
-    ("expected_sparsity", "expected", {"color": PALETTE[0]}),
-    ("teacher_sparsity", "teacher", {"color": PALETTE[1]}),
-    ("realised_sparsity", "realised", {"color": PALETTE[2], "lw": 2.5}),
+    ("prune: target_sparsity", "target", {"color": INK, "ls": "--"}),
+    ("prune: expected_sparsity", "expected", {"color": PALETTE[0]}),
+    ("prune: teacher_sparsity", "teacher", {"color": PALETTE[1]}),
+    ("prune: realised_sparsity", "realised", {"color": PALETTE[2], "lw": 2.5}),
 )
 
 
 def learnt(entries: list[Entry]) -> list[tuple[Entry, Record]]:
     """Every finished run of a setting that learnt its masks under a schedule."""
-    return [(entry, record) for entry in entries for record in entry.done if "expected_sparsity" in record.metrics.curves]
+    return [(entry, record) for entry in entries for record in entry.done if "prune: expected_sparsity" in record.metrics.curves]
 
 
 def schedule_figure(runs: list[tuple[Entry, Record]], path: Path) -> None:
@@ -53,7 +53,7 @@ def schedule_table(runs: list[tuple[Entry, Record]]) -> str:
     rows = []
     for entry, record in runs:
         metrics = record.metrics
-        target, expected = dict(metrics.curves["target_sparsity"]), metrics.curves["expected_sparsity"]
+        target, expected = dict(metrics.curves["prune: target_sparsity"]), metrics.curves["prune: expected_sparsity"]
         leads = [value - target[step] for step, value in expected if step in target]
         is_blocks = record.run.basis == "blocks"
         kept, dense = (

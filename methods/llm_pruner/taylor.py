@@ -16,7 +16,7 @@ per-sample gradient (diagonal Fisher), a row or column i that holds the weights 
 Several batches: the signed sums of "vector" and the squares of "second" add up over batches, which is exact; "first" and
 "mix" take the absolute value in each batch and add these (weighted to the mean of the set), so that nothing of the size
 of the model is kept. With the paper's 10 samples in one batch both readings are the same. "mix" needs g and F of the same
-element at once: it keeps F of half the matrices, scores these, and starts again with the others.
+element at once: it keeps F of every second matrix, scores these, and starts again with the others.
 """
 
 from __future__ import annotations
@@ -105,8 +105,7 @@ def score_sites(
         add_terms(name, terms if importance == "vector" else terms.abs_())
 
     names = list(by_parameter)
-    half = (len(names) + 1) // 2
-    for part in filter(None, (names[:half], names[half:]) if importance == "mix" else (names,)):
+    for part in filter(None, (names[::2], names[1::2]) if importance == "mix" else (names,)):
         if importance in ("second", "mix"):
             _backward_each(model, part, samples.split(1), 1, add_fisher, "Fisher information", progress)
         if importance != "second":

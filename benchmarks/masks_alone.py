@@ -1,0 +1,78 @@
+"""What masks are worth by themselves: the dense weights under each run's masks, without anything that was trained.
+
+    python benchmarks/masks_alone.py OUT --data DIR
+
+For every finished cell of the folder OUT (a recovery changes no masks, so equal masks are shown once): perplexities at 2048
+tokens and the loss on held-out Alpaca responses, in nats a label token. Tells choosing from training, and text learnt from
+other text.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+
+from evaluation.catalogue import ProtocolRequest
+from evaluation.runner import evaluate
+from experiments.artifacts import cell_dir
+from leaderboard.collect import collect
+from leaderboard.record import read_records
+from methods.calibration.training_text import TrainingConfig
+from methods.data import PruningData
+from methods.recovery.batches import packed
+from methods.training.packing import lm_loss
+from models.anatomy import Anatomy
+from models.loading import ModelSpec, load_model
+from models.masks import Masks
+from models.soft_masks import apply_masks
+
+PACK_TOKENS = 1024
+
+
+@torch.no_grad()
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, help="output folder of run_all.py")
+    parser.add_argument("--data", type=Path, required=True, help="folder of benchmark data")
+    parser.add_argument("--model", default="embedded:smollm2-135m-instruct", help="the cells' model")
+    parser.add_argument("--only", nargs="+", metavar="CELL", help="these cells only, by the start of their ids")
+    parser.add_argument("--blocks", type=int, default=4, help="blocks of 2048 tokens of each text")
+    parser.add_argument("--examples", type=int, default=50, help="held-out Alpaca examples")
+    arguments = parser.parse_args()
+    loaded = load_model(ModelSpec(name=arguments.model))
+    model, anatomy = loaded.model.eval(), Anatomy.from_model(loaded.model)
+    data = PruningData(torch.empty(0, 0, dtype=torch.int64), "none", loaded.tokenizer, 0, arguments.data)
+    held_out = data.training_text(TrainingConfig(source="alpaca", validation_examples=arguments.examples)).validation
+    packs = packed(held_out, PACK_TOKENS)
+
+    def row(label: str, sparsity: str) -> None:
+        request = ProtocolRequest(name="perplexity_2048", limit=arguments.blocks)
+        tasks = evaluate(model, loaded.tokenizer, [request], data_dir=arguments.data)[0].tasks
+        perplexities = " | ".join(f"{task.value:.1f}" for task in tasks)
+        labels = sum(len(pack.targets) for pack in packs)
+        loss = sum(lm_loss(model, pack).item() * len(pack.targets) for pack in packs) / labels
+        print(f"| {label} | {sparsity} | {perplexities} | {loss:.3f} |", flush=True)
+
+    print("| masks of | sparsity | WikiText-2 | PTB | loss on Alpaca |\n| --- | ---: | ---: | ---: | ---: |")
+    row("dense", "")
+    records, _ = read_records(arguments.out)
+    seen: set[str | None] = set()
+    for entry in collect(records)[0]:
+        for record in entry.done:
+            path = cell_dir(arguments.out, record.run.cell_id) / "masks.safetensors"
+            digest = record.provenance.masks_sha256
+            is_wanted = arguments.only is None or record.run.cell_id.startswith(tuple(arguments.only))
+            if is_wanted and record.run.model == arguments.model and path.is_file() and digest not in seen:
+                seen.add(digest)
+                with apply_masks(model, anatomy, Masks.load(path)):
+                    row(f"{entry.label}, seed {record.run.seed}", f"{record.run.sparsity:.0%}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

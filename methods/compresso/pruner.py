@@ -19,7 +19,7 @@ from methods.registry import register
 from methods.training.adapters import Projection
 from methods.training.gates import GateKinds
 from methods.training.hardening import Survivors
-from methods.training.learner import FineTune, LearnerSettings, LearnMasks, MaskLearner
+from methods.training.learner import DRAWS, Draws, FineTune, LearnerSettings, LearnMasks, MaskLearner
 from methods.training.loop import run_stages
 from methods.training.packed_attention import can_split
 from methods.training.packing import Pack, lm_loss, with_prompt
@@ -66,6 +66,7 @@ class CompressoConfig(PrunerConfig):
         0.0, ge=0, description="quadratic multiplier at the start (official: 0); 1000 lets a few hundred steps follow their schedule"
     )
     temperature: float = Field(2 / 3, gt=0, description="of the hard-concrete gates")
+    gate_draws: Draws = Field("example", description=f"{DRAWS}; the official code's batch is one example")
     head_gates: bool = Field(True, description="gates on KV groups (single heads in models without grouping)")
     query_head_gates: bool = Field(False, description="gates on query heads too; every kept group of a layer keeps as many")
     channel_gates: bool = Field(True, description="gates on MLP channels")
@@ -139,6 +140,7 @@ class Compresso(Pruner[CompressoConfig]):
             gradient_checkpointing=config.gradient_checkpointing,
             compute_dtype=config.compute_dtype,
             lambda2_start=config.lambda2_start,
+            draws=config.gate_draws,
         )
         with torch.enable_grad(), MaskLearner(model, settings, budget, examples, run.seed, run.device, prompt) as learner:
             epoch = config.steps_per_epoch or learner.sampler.packs_per_epoch

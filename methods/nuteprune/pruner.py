@@ -21,7 +21,7 @@ from methods.registry import register
 from methods.training.adapters import Projection
 from methods.training.gates import GateKinds
 from methods.training.hardening import Survivors
-from methods.training.learner import FineTune, LearnerSettings
+from methods.training.learner import DRAWS, Draws, FineTune, LearnerSettings
 from methods.training.loop import run_stages
 from methods.training.packing import Pack, lm_loss
 from methods.training.precision import DESCRIPTION as PRECISION
@@ -76,6 +76,7 @@ class NutePruneConfig(PrunerConfig):
         0.0, ge=0, description="quadratic multiplier at the start (official: 0); 1000 lets a few hundred steps follow their schedule"
     )
     temperature: float = Field(2 / 3, gt=0, description="of the hard-concrete gates")
+    gate_draws: Draws = Field("pack", description=f"{DRAWS}; the official code has one draw for 16 sequences")
     hidden_gates: bool = True
     is_uniform: bool = Field(False, description="every layer's groups and channels meet the target on their own; hidden_gates off")
     mlp_gate_placement: Literal["product", "branches"] = Field("product", description="'branches' is the official code's")
@@ -137,6 +138,7 @@ class NutePrune(Pruner[NutePruneConfig]):
             is_uniform=config.is_uniform,
             compute_dtype=config.compute_dtype,
             lambda2_start=config.lambda2_start,
+            draws=config.gate_draws,
         )
         learner = TaughtLearner(model, settings, budget, text.train, run.seed, run.device)
         learner.teachers = SnapshotManager(

@@ -63,9 +63,10 @@ class GateSet:
     def num_gates(self) -> int:
         return sum(parameter.numel() for parameter in self.log_alpha.values())
 
-    def sample(self, generator: torch.Generator) -> dict[str, Tensor]:
-        """One draw of every gate, by kind."""
-        return {kind: self.distribution.sample(parameter, generator) for kind, parameter in self.log_alpha.items()}
+    def sample(self, generator: torch.Generator, parts: int | None = None) -> dict[str, Tensor]:
+        """One draw of every gate, by kind; with `parts`, so many of each, (parts, gates of that kind)."""
+        draws = () if parts is None else (parts,)
+        return {kind: self.distribution.sample(p.expand(*draws, len(p)), generator) for kind, p in self.log_alpha.items()}
 
     def probabilities(self) -> dict[str, Tensor]:
         """Chance of every gate to be open, by kind, with gradients."""
@@ -80,8 +81,9 @@ class GateSet:
             self.split("kv_groups", values), self.split("q_heads", values), self.split("ffn", values), values.get("hidden")
         )
 
-    def as_gates(self, values: dict[str, Tensor], into: Gates) -> None:
-        """Hands values, by kind, to gates that already act on a model."""
+    def as_gates(self, values: dict[str, Tensor], into: Gates, parts: tuple[int, ...] | None = None) -> None:
+        """Hands values, by kind, to gates that already act on a model; with `parts` they have a row for each."""
+        into.parts = parts
         into.kv_groups = self.split("kv_groups", values)  # type: ignore[assignment]  # None: a layer without gates
         into.q_heads = self.split("q_heads", values)  # type: ignore[assignment]
         into.ffn = self.split("ffn", values)  # type: ignore[assignment]
@@ -91,8 +93,8 @@ class GateSet:
         """Values of one kind, a tensor for each layer; None for a layer without gates, None alone for a kind without."""
         if kind not in values:
             return None
-        parts: Sequence[Tensor] = values[kind].split(self._sizes[kind])
-        return tuple(part if len(part) else None for part in parts)
+        layers: Sequence[Tensor] = values[kind].split(self._sizes[kind], dim=-1)
+        return tuple(layer if layer.shape[-1] else None for layer in layers)
 
     def sparsity_of_vectors(self, probabilities: dict[str, Tensor]) -> Tensor:
         """(vectors,) expected fraction of units that goes, of each layer's KV groups and of each layer's channels."""

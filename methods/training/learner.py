@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,8 @@ CLIP_NORM = 1.0
 VALIDATION_EXAMPLES = 100  # of those held out, the first ones
 
 Loss = Callable[[Pack], Tensor]
+Draws = Literal["example", "pack"]
+DRAWS = "each example of a pack meets its own draw of the gates, as does a shared prompt, or all of it meets one"
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class LearnerSettings:
     is_uniform: bool = False
     compute_dtype: ComputeDtype = "model"
     lambda2_start: float = 0.0
+    draws: Draws = "pack"
 
 
 class MaskLearner(Learner):
@@ -147,9 +150,10 @@ class MaskLearner(Learner):
         self.tokens_seen += pack.num_tokens
         return pack
 
-    def draw_gates(self) -> None:
-        """A new sample of every gate acts from now on."""
-        self.gates.as_gates(self.gates.sample(self.generator), self.live)
+    def draw_gates(self, pack: Pack) -> None:
+        """A new sample of every gate, or one for each example of the pack, acts from now on."""
+        parts = tuple(pack.layout.parts) if self.settings.draws == "example" else None
+        self.gates.as_gates(self.gates.sample(self.generator, None if parts is None else len(parts)), self.live, parts)
 
     def harden(self) -> Hardened:
         """Decides the gates as they are now; see `methods.training.hardening`."""
@@ -222,9 +226,9 @@ class TrainingStage(Stage):
         """Backward passes over `packs` packs, one draw of the gates each; the mean loss and the tokens."""
         total, tokens = torch.zeros(()), 0
         for _ in range(packs):
-            if draw:
-                self.learner.draw_gates()
             pack = self.learner.next_pack()
+            if draw:
+                self.learner.draw_gates(pack)
             with computing_in(self.learner.settings.compute_dtype, self.learner.model.device):
                 loss = self.loss(pack) / packs
             if loss.requires_grad:

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from torch import Tensor
 
 from models.anatomy import Anatomy
 from models.soft_masks import Gates, apply_gates, apply_masks
@@ -115,3 +116,40 @@ def test_a_removed_unit_gets_no_gradient_into_its_own_weights():
         ):
             assert gradient.abs().max() == 0
         assert layer.mlp.gate_proj.weight.grad[~gone].abs().max() > 0
+
+
+@pytest.mark.parametrize("keeps_factors", [True, False])
+@pytest.mark.parametrize("placement", ["product", "branches"])
+@pytest.mark.parametrize("family", ["llama", "phi3", "olmo2"])
+def test_each_part_of_a_row_meets_its_own_gates(family, placement, keeps_factors):
+    """As two parts alone, each under its own gates: states and the gradients of the gates; the last part goes to the row's end."""
+    model = tiny_model(family)
+    anatomy = Anatomy.from_model(model)
+    rows = [soft_gates(anatomy, seed=seed, requires_grad=True) for seed in (1, 2)]
+    tokens = random_tokens(1, 20, seed=3)
+    alone = []
+    for gates, part in zip(rows, tokens.split([8, 12], dim=1), strict=True):
+        with apply_gates(model, anatomy, gates, mlp_placement=placement):
+            alone.append(model.get_submodule("model")(part).last_hidden_state)
+    torch.cat(alone, 1).square().sum().backward()
+
+    def both(name):
+        first, second = (getattr(gates, name) for gates in rows)
+        if isinstance(first, Tensor):
+            return torch.stack([first.detach(), second.detach()]).requires_grad_()
+        return [torch.stack([a.detach(), b.detach()]).requires_grad_() for a, b in zip(first, second, strict=True)]
+
+    together = Gates(kv_groups=both("kv_groups"), ffn=both("ffn"), hidden=both("hidden"), parts=(8, 5))
+    border = torch.full((1, 1, 20, 20), float("-inf"))
+    for start, end in ((0, 8), (8, 20)):
+        border[..., start:end, start:end] = torch.full((end - start, end - start), float("-inf")).triu(1)
+    positions = torch.cat([torch.arange(8), torch.arange(12)])[None]
+    with apply_gates(model, anatomy, together, mlp_placement=placement, keeps_factors=keeps_factors):
+        states = model.get_submodule("model")(tokens, attention_mask=border, position_ids=positions).last_hidden_state
+    torch.testing.assert_close(states, torch.cat(alone, 1), atol=1e-5, rtol=1e-4)
+    states.square().sum().backward()
+    for name in ("kv_groups", "ffn"):
+        for i, value in enumerate(getattr(together, name)):
+            expected = torch.stack([getattr(gates, name)[i].grad for gates in rows])
+            torch.testing.assert_close(value.grad, expected, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(together.hidden.grad, torch.stack([gates.hidden.grad for gates in rows]), atol=1e-4, rtol=1e-3)

@@ -120,8 +120,9 @@ def test_only_adapters_gates_and_multipliers_learn():
     with learner_on(model) as learner:
         for parameter in learner.gates.log_alpha.values():
             parameter.data.zero_()  # where a draw is rarely clamped
-        learner.draw_gates()
-        lm_loss(model, learner.next_pack()).backward()
+        pack = learner.next_pack()
+        learner.draw_gates(pack)
+        lm_loss(model, pack).backward()
         with_grad = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
         assert with_grad == set(learner.adapters.parameters)
         assert all(".lora_" in name for name in with_grad)

@@ -74,8 +74,8 @@ def test_a_teacher_forward_leaves_the_student_bit_for_bit(tmp_path):
             for parameter in learner.adapters.parameters.values():
                 parameter.add_(0.1)
         learner.teachers.store(0.1, {name: tensor + 0.3 for name, tensor in learner.snapshot().items()})
-        learner.draw_gates()
         pack = learner.next_pack()
+        learner.draw_gates(pack)
         gates = dict(vars(learner.live))
         before = {name: (p, p.detach().clone(), p.requires_grad) for name, p in learner.adapters.parameters.items()}
         logits = model(pack.tokens).logits
@@ -99,8 +99,8 @@ def test_the_dense_teacher_is_the_model_as_it_came(tmp_path):
         with torch.no_grad():
             for parameter in learner.adapters.parameters.values():
                 parameter.add_(0.1)
-        learner.draw_gates()
         pack = learner.next_pack()
+        learner.draw_gates(pack)
         with torch.no_grad():
             plain = tiny_model("llama")(input_ids=pack.tokens, position_ids=pack.position_ids, use_cache=False).logits[0]
         assert torch.equal(learner.teacher_logits(pack, None), plain)

@@ -27,9 +27,10 @@ def gradients(dtype):
             for name, parameter in learner.adapters.parameters.items():
                 if ".lora_B." in name:
                     parameter.normal_(std=0.05, generator=learner.generator)
-        learner.draw_gates()
+        pack = learner.next_pack()
+        learner.draw_gates(pack)
         with computing_in(dtype, CPU):
-            loss = lm_loss(model, learner.next_pack())
+            loss = lm_loss(model, pack)
         loss.backward()
         assert loss.dtype == torch.float32
         parts = {"gates": learner.gates.log_alpha.values(), "lora": learner.lora_parameters}

@@ -120,6 +120,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         mlp_placement=arguments.placement,
         survivors="soft",
         batch_tokens=arguments.tokens,
+        draws=arguments.draws,
     )
     learner = TaughtLearner(model, settings, Budget(0.35, "blocks"), text, 0, device)
     with tempfile.TemporaryDirectory() as folder, learner:
@@ -237,6 +238,7 @@ def main() -> int:
     parser.add_argument("--layers", type=int, default=30)
     parser.add_argument("--response", type=float, default=0.5, help="share of the tokens that carries labels")
     parser.add_argument("--placement", choices=("product", "branches"), default="product")
+    parser.add_argument("--draws", choices=("example", "pack"), default="example", help="of the gates")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--threads", type=int, default=1)

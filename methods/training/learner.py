@@ -223,7 +223,7 @@ class TrainingStage(Stage):
         self.optimizer.param_groups[0]["lr"] = rate
 
     def _accumulate(self, packs: int, *, draw: bool) -> tuple[float, int]:
-        """Backward passes over `packs` packs, one draw of the gates each; the mean loss and the tokens."""
+        """Backward passes over `packs` packs, with new draws of the gates for each; the mean loss and the tokens."""
         total, tokens = torch.zeros(()), 0
         for _ in range(packs):
             pack = self.learner.next_pack()

@@ -83,9 +83,7 @@ def floor_operations(model: Any, sequences: list[tuple[list[int], int]], generat
 
     head = model.get_output_embeddings()
     block = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear) and m is not head)
-    heads = sum(
-        m.q_proj.out_features if hasattr(m, "q_proj") else 0 for m in model.modules() if hasattr(m, "o_proj")
-    )
+    heads = sum(m.q_proj.out_features if hasattr(m, "q_proj") else 0 for m in model.modules() if hasattr(m, "o_proj"))
     tree = build_tree([tokens for tokens, _ in sequences])
     scored: dict[int, int] = {i: count for i, (_, count) in enumerate(sequences)}
     total = 0.0

@@ -59,9 +59,7 @@ def mmlu_rate(data: Path | None) -> dict[str, Any]:
     found = [(stratum, load_task_data(task, stratum, ("data-dir", "embedded"), data, 5)) for stratum in task.all_strata]
     harness.build_requests(harness.build_task(task, found[0][0], 5, found[0][1].rows, found[0][1].fewshot))  # imports
     started, cpu = time.monotonic(), time.process_time()
-    documents = sum(
-        len(harness.build_requests(harness.build_task(task, stratum, 5, rows.rows, rows.fewshot))) for stratum, rows in found
-    )
+    documents = sum(len(harness.build_requests(harness.build_task(task, stratum, 5, rows.rows, rows.fewshot))) for stratum, rows in found)
     spent, busy = time.monotonic() - started, time.process_time() - cpu
     return {
         "mmlu_documents": documents,

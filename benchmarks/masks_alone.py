@@ -19,9 +19,8 @@ import torch
 
 from evaluation.catalogue import ProtocolRequest
 from evaluation.runner import evaluate
-from experiments.artifacts import cell_dir
 from leaderboard.collect import collect
-from leaderboard.record import read_records
+from leaderboard.record import cell_dir, read_records
 from methods.calibration.training_text import TrainingConfig
 from methods.data import PruningData
 from methods.recovery.batches import packed

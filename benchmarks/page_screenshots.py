@@ -1,6 +1,6 @@
 """Takes the pictures of docs/leaderboard.md from the page of a real grid.
 
-    python benchmarks/page_screenshots.py results/demo --to docs
+python benchmarks/page_screenshots.py results/demo --to docs
 """
 
 from __future__ import annotations

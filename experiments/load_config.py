@@ -73,9 +73,11 @@ def _read_with_extends(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
     if len(chain) >= MAX_EXTENDS:
         raise BadInput(f"{path}: more than {MAX_EXTENDS} files extend one another.")
     data = _read_yaml(path)
-    extends = data.pop("extends", [])
+    if "extends" not in data:
+        return data
+    extends = data.pop("extends")
     names = [extends] if isinstance(extends, str) else extends
-    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
         raise BadInput(f"{path}: extends = {shown(extends)} is not accepted: expected a file name or a list of them.")
     base: dict[str, Any] = {}
     for name in names:

@@ -133,3 +133,9 @@ def test_the_grid_in_the_docs_is_planned_as_it_says(tmp_path: Path) -> None:
     # llm_pruner and random with both recoveries, magnitude twice without; 2 sparsities x 2 seeds; dense; the include with both
     assert len(cells) == (2 * 2 + 2) * 2 * 2 + 1 + 2
     assert {cell.method_config.get("norm") for cell in cells if cell.method == "magnitude"} == {"l1", "l2"}
+
+
+@pytest.mark.parametrize("extends", [[], "", [""], 3, None])
+def test_extends_names_at_least_one_file(tmp_path: Path, extends: object) -> None:
+    with pytest.raises(BadInput, match="expected a file name or a list of them"):
+        load_config(write(tmp_path, "a.yaml", {"extends": extends}))

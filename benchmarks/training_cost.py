@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 from methods.calibration.training_text import Example
+from methods.compresso.pruner import CompressoConfig
+from methods.nuteprune.pruner import NutePruneConfig
 from methods.nuteprune.snapshots import SnapshotManager
 from methods.nuteprune.teaching import Distill, TaughtLearner
 from methods.training.gates import GateKinds
-from methods.training.learner import LearnerSettings, LearnMasks, MaskLearner
+from methods.training.learner import Draws, LearnerSettings, LearnMasks, MaskLearner
 from methods.training.packing import Pack, lm_loss, pack_logits
 from models.budget import Budget
 
@@ -120,7 +123,6 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         mlp_placement=arguments.placement,
         survivors="soft",
         batch_tokens=arguments.tokens,
-        draws=arguments.draws,
     )
     learner = TaughtLearner(model, settings, Budget(0.35, "blocks"), text, 0, device)
     with tempfile.TemporaryDirectory() as folder, learner:
@@ -162,12 +164,16 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         def plain(loss: Callable[[], torch.Tensor]) -> None:
             lora_step(model, optimizer, learner.lora_parameters, loss)
 
+        def drawing(draws: Draws, step: Callable[[], Any]) -> None:
+            learner.settings = replace(settings, draws=draws)
+            step()
+
         steps: dict[str, Callable[[], None]] = {
             "plain": lambda: plain(lambda: full_logits_loss(model, pack)),
             "plain-lean": lambda: plain(lambda: lm_loss(model, pack)),
-            "compresso": lambda: stage.step(next(done)) and None,
+            "compresso": lambda: drawing(CompressoConfig().gate_draws, lambda: stage.step(next(done))),
             "forward": lambda: forward(model, pack),
-            "nuteprune": lambda: taught.step(0) and None,
+            "nuteprune": lambda: drawing(NutePruneConfig().gate_draws, lambda: taught.step(0)),
         }
 
         def one(name: str, act: Callable[[Callable[[], None]], Any]) -> Any:
@@ -238,7 +244,6 @@ def main() -> int:
     parser.add_argument("--layers", type=int, default=30)
     parser.add_argument("--response", type=float, default=0.5, help="share of the tokens that carries labels")
     parser.add_argument("--placement", choices=("product", "branches"), default="product")
-    parser.add_argument("--draws", choices=("example", "pack"), default="example", help="of the gates")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--threads", type=int, default=1)

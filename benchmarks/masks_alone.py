@@ -69,7 +69,7 @@ def main() -> int:
             if is_wanted and record.run.model == arguments.model and path.is_file() and digest not in seen:
                 seen.add(digest)
                 with apply_masks(model, anatomy, Masks.load(path)):
-                    row(f"{entry.label}, seed {record.run.seed}", f"{record.run.sparsity:.0%}")
+                    row(f"{entry.label}, seed {record.run.seed}, cell {record.run.cell_id[:8]}", f"{record.run.sparsity:.0%}")
     return 0
 
 

@@ -73,7 +73,7 @@ class NutePruneConfig(PrunerConfig):
     mask_lr: float = Field(0.1, gt=0)
     multiplier_lr: float = Field(0.1, gt=0)
     lambda2_start: float = Field(
-        0.0, ge=0, description="quadratic multiplier at the start (official: 0); 1000 lets a few hundred steps follow their schedule"
+        0.0, ge=0, description="quadratic multiplier at the start (official: 0); a short run needs one that grows with its losses"
     )
     temperature: float = Field(2 / 3, gt=0, description="of the hard-concrete gates")
     gate_draws: Draws = Field("pack", description=f"{DRAWS}; the official code has one draw for 16 sequences")

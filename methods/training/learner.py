@@ -44,6 +44,7 @@ class LearnerSettings:
     """What is attached to the model; `rank` 0 means no adapters.
 
     is_uniform: every layer's groups and channels meet the target on their own, each with its own multipliers.
+    lambda2_start: of the quadratic multipliers, see `Lagrangian`. draws: what meets one draw of the gates, see `DRAWS`.
     """
 
     rank: int

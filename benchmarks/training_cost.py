@@ -136,6 +136,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             lm_weight=0.0,
             kl_temperature=2 / 3,
             kl_reduction="sequence",
+            layer_scale="absolute",
             mask_only_steps=0,
             pruning_steps=1000,
             ramp_steps=500,

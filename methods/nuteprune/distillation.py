@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,33 +14,45 @@ from transformers import PreTrainedModel
 from models.anatomy import Anatomy
 
 KLReduction = Literal["sequence", "token"]
+LayerScale = Literal["absolute", "relative"]
 
 CHUNK = 32  # positions whose softmax is held at once
+TINY = 1e-12  # a token without a living dimension has no error and no length
 
 
-class _MaskedMSE(torch.autograd.Function):
-    """Mean of (teacher - student)^2 where the student is not zero, in float32; keeps only its two inputs."""
-
-    @staticmethod
-    def forward(context: Any, student: Tensor, teacher: Tensor) -> Tensor:
-        context.save_for_backward(student, teacher)
-        live = student != 0
-        context.count = live.sum().clamp(min=1)
-        return ((teacher.float() - student.float()).square() * live).sum() / context.count
+class _MaskedError(torch.autograd.Function):
+    """Sum over tokens of weight * |teacher - student|^2 where the student is not zero, in float32; keeps no copy of either."""
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        student, teacher = context.saved_tensors
-        difference = (student.float() - teacher.float()) * (student != 0)
-        return (difference * (2 * gradient / context.count)).to(student.dtype), None
+    def forward(context: Any, student: Tensor, teacher: Tensor, weights: Tensor) -> Tensor:
+        context.save_for_backward(student, teacher, weights)
+        errors = (teacher.float() - student.float()).square_().mul_(student != 0)
+        return torch.dot(errors.sum(-1).flatten(), weights.flatten())
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        student, teacher, weights = context.saved_tensors
+        difference = (student.float() - teacher.float()).mul_(student != 0)
+        return difference.mul_((2 * gradient * weights).unsqueeze(-1)).to(student.dtype), None, None
 
 
-def layer_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean squared difference of one layer's states over the dimensions that the student has; a float32 scalar.
+def layer_loss(student: Tensor, teacher: Tensor, scale: LayerScale = "absolute") -> Tensor:
+    """Squared difference of one layer's (..., hidden) states over the dimensions that the student has; a float32 scalar.
 
-    Source: NutePrune's code (spec section 5), in float32 instead of half precision.
+    Args:
+        scale: "absolute" is the mean over tokens and dimensions (the official loss). "relative" is the mean over tokens of the
+            squared distance divided by the teacher's squared length: the same for models and tokens of any scale, where one
+            token with huge activations would else be nearly all of the loss.
+
+    Source: NutePrune's code (spec section 5), in float32 instead of half precision; the relative form is ours.
     """
-    return _MaskedMSE.apply(student, teacher)
+    live = student != 0
+    if scale == "absolute":
+        weights = torch.ones(student.shape[:-1], device=student.device) / live.sum().clamp(min=1)
+    else:
+        lengths = (teacher.float().square() * live).sum(-1)
+        weights = 1 / lengths.clamp(min=TINY) / lengths.numel()
+    return cast(Tensor, _MaskedError.apply(student, teacher, weights))
 
 
 class _KL(torch.autograd.Function):
@@ -88,6 +100,7 @@ class LayerStates:
     As transformers' `hidden_states` has it, the last one is after the final norm and the embedding is left out.
     """
 
+    scale: LayerScale = "absolute"
     teacher: list[Tensor] = field(default_factory=list)
     loss: Tensor | None = None
 
@@ -104,7 +117,7 @@ class LayerStates:
         self.loss = None
 
         def compare(index: int, state: Tensor) -> None:
-            here = layer_loss(state[:, :tokens], self.teacher[index].to(state.device))
+            here = layer_loss(state[:, :tokens], self.teacher[index].to(state.device), self.scale)
             self.loss = here if self.loss is None else self.loss + here.to(self.loss.device)
 
         with _hooked(model, anatomy, compare):

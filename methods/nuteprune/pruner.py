@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from methods.calibration.training_text import TrainingConfig
 from methods.data import PruningData
-from methods.nuteprune.distillation import KLReduction
+from methods.nuteprune.distillation import KLReduction, LayerScale
 from methods.nuteprune.published_count import published_sparsity_of
 from methods.nuteprune.snapshots import Progression, SnapshotManager
 from methods.nuteprune.teaching import Distill, TaughtLearner
@@ -62,6 +62,9 @@ class NutePruneConfig(PrunerConfig):
     spacing: float = Field(0.01, gt=0, lt=1, description="sparsity between two snapshots")
     kl_weight: float = Field(0.1, ge=0)
     layer_weight: float = Field(0.9, ge=0)
+    layer_scale: LayerScale = Field(
+        "absolute", description="official: mean squared difference of the states; 'relative' to the length of the teacher's, token by token"
+    )
     lm_weight: float = Field(0.0, ge=0, description="the official total has no plain loss")
     kl_temperature: float = Field(2 / 3, gt=0, description="below 1: it sharpens")
     kl_reduction: KLReduction = Field("sequence", description="official: summed over positions; 'token' is the mean over them")
@@ -158,6 +161,7 @@ class NutePrune(Pruner[NutePruneConfig]):
                 lm_weight=config.lm_weight,
                 kl_temperature=config.kl_temperature,
                 kl_reduction=config.kl_reduction,
+                layer_scale=config.layer_scale,
                 mask_only_steps=round(config.mask_only_epochs * epoch),
                 pruning_steps=max(1, round(config.pruning_epochs * epoch)),
                 ramp_steps=round(config.ramp_epochs * epoch),

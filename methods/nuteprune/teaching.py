@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from methods.nuteprune.distillation import KLReduction, LayerStates, kl_loss
+from methods.nuteprune.distillation import KLReduction, LayerScale, LayerStates, kl_loss
 from methods.nuteprune.published_count import published_sparsity
 from methods.nuteprune.snapshots import SnapshotManager
 from methods.training.hardening import deterministic_values
@@ -80,6 +80,7 @@ class Distill(LearnMasks):
         lm_weight: float,
         kl_temperature: float,
         kl_reduction: KLReduction,
+        layer_scale: LayerScale,
         mask_only_steps: int,
         **stage: Any,
     ) -> None:
@@ -88,6 +89,7 @@ class Distill(LearnMasks):
         self.distils, self.mask_only_steps = distils, mask_only_steps
         self.kl_weight, self.layer_weight, self.lm_weight = kl_weight, layer_weight, lm_weight
         self.kl_temperature, self.kl_reduction = kl_temperature, kl_reduction
+        self.layer_scale = layer_scale
         self._step = 0
         self._parts: dict[str, float] = {}
 
@@ -101,7 +103,7 @@ class Distill(LearnMasks):
         if not self.distils:
             return lm_loss(model, pack)
         index = learner.teachers.select(self.steps - self._step)
-        states = LayerStates()
+        states = LayerStates(self.layer_scale)
         with states.kept(model, learner.anatomy, pack.num_tokens):
             theirs = learner.teacher_logits(pack, index)
         with states.compared(model, learner.anatomy, pack.num_tokens):

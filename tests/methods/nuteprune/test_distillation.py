@@ -55,12 +55,38 @@ def test_layer_loss_equals_its_definition_and_its_gradient():
     torch.testing.assert_close(student.grad, other.grad)
 
 
-def test_what_the_student_lost_does_not_count():
+def test_relative_layer_loss_equals_its_definition_and_its_gradient():
+    student, teacher = draw(1, 9, 8), draw(1, 9, 8, seed=1)
+    student[..., 2:4] = 0
+    student[0, 0] = 0  # a token that lost every dimension has no error
+    student.requires_grad_()
+    other = student.detach().clone().requires_grad_()
+    live = (other != 0).float()
+    per_token = ((teacher - other).square() * live).sum(-1) / (teacher.square() * live).sum(-1).clamp(min=1e-12)
+    ours = layer_loss(student, teacher, "relative")
+    torch.testing.assert_close(ours, per_token.mean())
+    (3 * ours).backward()
+    (3 * per_token.mean()).backward()
+    torch.testing.assert_close(student.grad, other.grad)
+
+
+def test_relative_layer_loss_knows_no_scale_so_that_no_token_outweighs_the_others():
+    teacher = draw(1, 9, 8)
+    student = teacher * 1.1
+    torch.testing.assert_close(layer_loss(student, teacher, "relative"), torch.tensor(0.01))
+    huge = torch.ones(1, 9, 1)
+    huge[0, 0] = 1e4
+    torch.testing.assert_close(layer_loss(student * huge, teacher * huge, "relative"), torch.tensor(0.01))
+    assert layer_loss(student * huge, teacher * huge) > 1e5 * layer_loss(student, teacher)
+
+
+@pytest.mark.parametrize("scale", ["absolute", "relative"])
+def test_what_the_student_lost_does_not_count(scale):
     student, teacher = draw(1, 9, 8), draw(1, 9, 8, seed=1)
     student[..., 2:4] = 0
     changed = teacher.clone()
     changed[..., 2:4] += 5
-    assert torch.equal(layer_loss(student, teacher), layer_loss(student, changed))
+    assert torch.equal(layer_loss(student, teacher, scale), layer_loss(student, changed, scale))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -5,8 +5,8 @@
 
 The page keeps its prose; what stands between the lines `<!-- table -->` and `<!-- end of table -->` is replaced. Cells that are
 done are not run again, so the command goes on where it was stopped; `--no-run` only writes the table of what is there. Of a
-folder that holds more, only the cells of these grids are shown. Of methods that learn their masks, a table and a figure
-(figures/NAME OF THE PAGE-schedule.png beside the page) show how sparsity kept to its schedule.
+folder that holds more, only the cells of these grids are shown. Of methods that learn their masks, tables and figures
+(figures/NAME OF THE PAGE-schedule.png and -layers.png beside the page) show how sparsity kept to its schedule and where it cut.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.layer_sparsity import layer_figure, layer_table
 from benchmarks.mask_schedule import learnt, schedule_figure, schedule_table
 from experiments.load_config import load_config
 from experiments.plan import plan_grid
@@ -74,6 +75,7 @@ def table(out: Path, wanted_cells: set[str], against: str | None, page: Path) ->
     wanted += [f"{suite}|{part}" for suite in suite_ids(entries) for part in ("mean", "retention")] + list(COST) + ["status"]
     columns = [column for key in wanted for column in whole.columns if column.key == key]
     parts = [*gains(entries, out), *differences(entries, out, against), *held_out(entries), *schedules(entries, page)]
+    parts += layers(entries, against, page)
     return "\n".join([*definitions(entries), "", as_markdown(columns, whole.rows), *parts])
 
 
@@ -102,6 +104,19 @@ def schedules(entries: list[Entry], page: Path) -> list[str]:
     schedule_figure(runs, page.parent / figure)
     head = "How sparsity kept to its schedule (fractions of the budget's basis; lag and lead are distances below and above the target):"
     return ["", head, "", schedule_table(runs), "", f"![Target, expected and realised sparsity at every step]({figure.as_posix()})"]
+
+
+def layers(entries: list[Entry], against: str | None, page: Path) -> list[str]:
+    """Where learnt masks cut, beside the other methods of the grids; the figure is written beside the page."""
+    if not learnt(entries):
+        return []
+    plain = [entry for entry in entries if entry.done and not entry.is_dense and entry.recovery == "none"]
+    figure = Path("figures", f"{page.stem}-layers.png")
+    layer_figure(plain, page.parent / figure)
+    head = "What was removed, of KV groups, of channels, and of the layers' units (mean of query heads and channels) by depth; then the"
+    head += " mean absolute difference of a layer's sparsity between two seeds of the setting"
+    head += f", and from `{against}` with the same seed:" if against else ":"
+    return ["", head, "", layer_table(plain, against), "", f"![Sparsity of every layer]({figure.as_posix()})"]
 
 
 def definitions(entries: list[Entry]) -> list[str]:

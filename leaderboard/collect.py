@@ -19,6 +19,7 @@ from leaderboard.statistics import (
     seed_mean,
     wilson_interval,
 )
+from leaderboard.variants import set_apart
 
 MEAN_TOLERANCE = 1e-6
 SYNTHETIC = " (synthetic)"
@@ -193,17 +194,9 @@ def _name_variants(entries: list[Entry]) -> None:
     for group in same.values():
         if len(group) == 1:
             continue
-        flat = [_flatten(e.records[0].run.config) for e in group]
-        keys = sorted({k for f in flat for k in f if any(g.get(k) != f.get(k) for g in flat)} - {"seed"})
-        for entry, leaves in zip(group, flat, strict=True):
-            told = ", ".join(f"{k.rsplit('.', 1)[-1]}={leaves.get(k, 'unset')}" for k in keys)
-            entry.variant = fmt.short(told or f"settings {entry.id}", 48)
-
-
-def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(value, dict):
-        return {k: v for key, item in value.items() for k, v in _flatten(item, f"{prefix}.{key}" if prefix else str(key)).items()}
-    return {prefix: json.dumps(value, default=str) if isinstance(value, list) else value}
+        apart = set_apart([{key: value for key, value in entry.records[0].run.config.items() if key != "seed"} for entry in group])
+        for entry, told in zip(group, apart, strict=True):
+            entry.variant = fmt.short(", ".join(f"{key.rsplit('.', 1)[-1]}={value}" for key, value in sorted(told.items())), 48)
 
 
 def _is_synthetic(record: Record, score: ProtocolScore) -> bool:

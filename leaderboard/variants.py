@@ -1,0 +1,41 @@
+"""What sets several settings of one method apart."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+UNSET = "unset"
+
+
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as one level of dotted keys; lists as JSON."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = json.dumps(list(value), default=str) if isinstance(value, (list, tuple)) else value
+    return flat
+
+
+def set_apart(settings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Of each of several settings of one thing, what a reader needs to tell it from the others; no two are the same.
+
+    Keys that are equal everywhere aren't told. Where several keys differ, a value that more than half of the settings share
+    isn't told either: of an ablation, every row then names what was changed, and the unchanged one nothing.
+    """
+    flat = [flatten(one) for one in settings]
+    keys = [key for key in dict.fromkeys(key for one in flat for key in one) if any(one.get(key) != flat[0].get(key) for one in flat)]
+    told: list[dict[str, Any]] = [{key: one.get(key, UNSET) for key in keys} for one in flat]
+    if len(keys) < 2:
+        return told
+    for key in keys:
+        [(value, count)] = Counter(str(one[key]) for one in told).most_common(1)
+        if 2 * count > len(told):
+            for one in told:
+                if str(one[key]) == value:
+                    del one[key]
+    return told

@@ -1,0 +1,32 @@
+"""Labels name what differs, and nothing else."""
+
+from leaderboard.variants import flatten, set_apart
+
+
+def test_settings_are_flattened():
+    assert flatten({"a": {"b": 1, "c": {"d": [1, 2]}}, "e": (3,)}) == {"a.b": 1, "a.c.d": "[1, 2]", "e": "[3]"}
+
+
+def test_one_differing_setting_is_told_of_all():
+    assert set_apart([{"norm": "l1", "x": 1}, {"norm": "l2", "x": 1}]) == [{"norm": "l1"}, {"norm": "l2"}]
+
+
+def test_an_ablation_names_what_was_changed_and_the_unchanged_one_nothing():
+    plain = {"rate": 0.4, "ramp": "linear", "text": {"source": "alpaca"}}
+    settings = [plain, plain | {"rate": 0.2}, plain | {"rate": 0.8}, plain | {"ramp": "cubic"}, plain | {"text": {"source": "c4"}}]
+    assert set_apart(settings) == [{}, {"rate": 0.2}, {"rate": 0.8}, {"ramp": "cubic"}, {"text.source": "c4"}]
+
+
+def test_a_full_grid_of_two_settings_tells_both():
+    settings = [{"a": a, "b": b} for a in (1, 2) for b in (1, 2)]
+    assert set_apart(settings) == settings
+
+
+def test_a_setting_that_some_lack_is_told_as_unset():
+    assert set_apart([{"a": 1}, {}]) == [{"a": 1}, {"a": "unset"}]
+
+
+def test_no_two_different_settings_are_told_alike():
+    settings = [{"a": 0, "b": 0}, {"a": 1, "b": 0}, {"a": 0, "b": 1}, {"a": 1, "b": 1}, {"a": 0, "b": 2}]
+    told = set_apart(settings)
+    assert len({str(one) for one in told}) == len(told)

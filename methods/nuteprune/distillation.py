@@ -41,8 +41,9 @@ def layer_loss(student: Tensor, teacher: Tensor, scale: LayerScale = "absolute")
 
     Args:
         scale: "absolute" is the mean over tokens and dimensions (the official loss). "relative" is the mean over tokens of the
-            squared distance divided by the teacher's squared length: the same for models and tokens of any scale, where one
-            token with huge activations would else be nearly all of the loss.
+            squared distance divided by the squared length of the longer state (a constant to the gradient), at most 4: the
+            same for models and tokens of any scale, where one token with huge activations would else be nearly all of the loss,
+            whether the teacher has them or only the student.
 
     Source: NutePrune's code (spec section 5), in float32 instead of half precision; the relative form is ours.
     """
@@ -50,7 +51,7 @@ def layer_loss(student: Tensor, teacher: Tensor, scale: LayerScale = "absolute")
     if scale == "absolute":
         weights = torch.ones(student.shape[:-1], device=student.device) / live.sum().clamp(min=1)
     else:
-        lengths = (teacher.float().square() * live).sum(-1)
+        lengths = torch.maximum(*((state.detach().float().square() * live).sum(-1) for state in (student, teacher)))
         weights = 1 / lengths.clamp(min=TINY) / lengths.numel()
     return cast(Tensor, _MaskedError.apply(student, teacher, weights))
 

@@ -63,7 +63,7 @@ class NutePruneConfig(PrunerConfig):
     kl_weight: float = Field(0.1, ge=0)
     layer_weight: float = Field(0.9, ge=0)
     layer_scale: LayerScale = Field(
-        "absolute", description="official: mean squared difference of the states; 'relative' to the length of the teacher's, token by token"
+        "absolute", description="official: mean squared difference of the states; 'relative': by the longer one's length, token by token"
     )
     lm_weight: float = Field(0.0, ge=0, description="the official total has no plain loss")
     kl_temperature: float = Field(2 / 3, gt=0, description="below 1: it sharpens")

@@ -61,6 +61,9 @@ class CompressoConfig(PrunerConfig):
     lora_lr: float = Field(5e-5, gt=0, description="falls to 0 over warm-up and pruning, linearly")
     finetune_lr: float = Field(4e-4, gt=0, description="falls to 0 over the fine-tuning, as a cosine")
     mask_lr: float = Field(0.1, gt=0, description="of the gates' log-alpha, constant")
+    head_mask_lr: float | None = Field(
+        None, gt=0, description="of the gates on heads; None: mask_lr (official). In short runs heads close before channels do; slow them"
+    )
     multiplier_lr: float = Field(0.1, gt=0, description="ascent of both multipliers, constant")
     lambda2_start: float = Field(
         0.0, ge=0, description="quadratic multiplier at the start (official: 0); 1000 lets a few hundred steps follow their schedule"
@@ -159,6 +162,7 @@ class Compresso(Pruner[CompressoConfig]):
                     ramp=config.ramp,
                     lora_lr=config.lora_lr,
                     mask_lr=config.mask_lr,
+                    head_mask_lr=config.head_mask_lr,
                     multiplier_lr=config.multiplier_lr,
                 ),
                 FineTune(

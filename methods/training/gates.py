@@ -13,6 +13,8 @@ from methods.training.hard_concrete import INITIAL_DROP_RATE, HardConcrete, bern
 from models.anatomy import Anatomy
 from models.soft_masks import Gates
 
+HEAD_KINDS = ("kv_groups", "q_heads")
+
 
 @dataclass(frozen=True)
 class GateKinds:

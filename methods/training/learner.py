@@ -17,7 +17,7 @@ from methods.calibration.training_text import Example
 from methods.training.adapters import Adapters, Projection
 from methods.training.expected_size import ExpectedSize
 from methods.training.folding import fold_gates
-from methods.training.gates import GateKinds, GateSet
+from methods.training.gates import HEAD_KINDS, GateKinds, GateSet
 from methods.training.hard_concrete import HardConcrete
 from methods.training.hardening import Hardened, Survivors, harden
 from methods.training.lagrangian import Lagrangian
@@ -247,7 +247,11 @@ class TrainingStage(Stage):
 
 
 class LearnMasks(TrainingStage):
-    """LoRA alone for `warmup_steps`, then LoRA, gates and multipliers together, the target rising for `ramp_steps`."""
+    """LoRA alone for `warmup_steps`, then LoRA, gates and multipliers together, the target rising for `ramp_steps`.
+
+    head_mask_lr: of the gates on heads and KV groups; None: mask_lr, as in the papers. Adam weighs a gate's share of the size
+    against the noise of its own gradient, and a head's share is a hundred times a channel's: at equal rates heads close first.
+    """
 
     name = "learning masks"
     loss_name = "lm_loss"
@@ -264,19 +268,23 @@ class LearnMasks(TrainingStage):
         lora_lr: float,
         mask_lr: float,
         multiplier_lr: float,
+        head_mask_lr: float | None = None,
         accumulation: int = 1,
     ) -> None:
         super().__init__(learner, loss, warmup_steps + pruning_steps)
         self.warmup_steps, self.ramp_steps, self.ramp = warmup_steps, ramp_steps, ramp
         self.lora_lr, self.mask_lr, self.multiplier_lr = lora_lr, mask_lr, multiplier_lr
+        self.head_mask_lr = mask_lr if head_mask_lr is None else head_mask_lr
         self.accumulation = accumulation
 
     def enter(self) -> None:
         learner = self.learner
+        gates = learner.gates.log_alpha
         self.optimizer = torch.optim.AdamW(
             [
                 {"params": learner.lora_parameters, "lr": self.lora_lr},
-                {"params": list(learner.gates.log_alpha.values()), "lr": self.mask_lr},
+                {"params": [gates[kind] for kind in gates if kind in HEAD_KINDS], "lr": self.head_mask_lr},
+                {"params": [gates[kind] for kind in gates if kind not in HEAD_KINDS], "lr": self.mask_lr},
                 {"params": [learner.lagrangian.multipliers], "lr": self.multiplier_lr, "maximize": True},
             ],
             weight_decay=0.0,

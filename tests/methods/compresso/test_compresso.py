@@ -247,6 +247,15 @@ def test_expected_sparsity_reaches_the_target(tmp_path):
     assert lambda2 == sorted(lambda2)
 
 
+def test_slower_heads_leave_the_cut_to_channels(tmp_path):
+    settings = {"steps_per_epoch": 12, "mask_lr": 0.3, "checkpoint_every": 1000, "hidden_gates": False}
+    even = prune(tmp_path / "a", **settings)[0]
+    assert prune(tmp_path / "b", head_mask_lr=0.3, **settings)[0] == even
+    slow = prune(tmp_path / "c", head_mask_lr=0.01, **settings)[0]
+    kept = [sum(int(layer.sum()) for layer in masks.kv_groups) for masks in (even, slow)]
+    assert kept[0] < kept[1] == sum(len(layer) for layer in slow.kv_groups)
+
+
 def test_gradient_checkpointing_changes_nothing_but_memory(tmp_path):
     plain, _, curves = prune(tmp_path / "a")
     saved, again, other = prune(tmp_path / "b", gradient_checkpointing=True)

@@ -69,7 +69,7 @@ class CompressoConfig(PrunerConfig):
         0.0, ge=0, description="quadratic multiplier at the start (official: 0); 1000 lets a few hundred steps follow their schedule"
     )
     temperature: float = Field(2 / 3, gt=0, description="of the hard-concrete gates")
-    gate_draws: Draws = Field("example", description=f"{DRAWS}; the official code's batch is one example")
+    gate_draws: Draws = Field("pack", description=f"{DRAWS}; the official code's batch is one example")
     head_gates: bool = Field(True, description="gates on KV groups (single heads in models without grouping)")
     query_head_gates: bool = Field(False, description="gates on query heads too; every kept group of a layer keeps as many")
     channel_gates: bool = Field(True, description="gates on MLP channels")

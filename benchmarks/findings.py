@@ -20,7 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.layer_sparsity import layer_figure, layer_table
+from benchmarks.layer_sparsity import by_layer, layer_figure, layer_table
 from benchmarks.mask_schedule import learnt, schedule_figure, schedule_table
 from experiments.load_config import load_config
 from experiments.plan import plan_grid
@@ -107,16 +107,22 @@ def schedules(entries: list[Entry], page: Path) -> list[str]:
 
 
 def layers(entries: list[Entry], against: str | None, page: Path) -> list[str]:
-    """Where learnt masks cut, beside the other methods of the grids; the figure is written beside the page."""
+    """Where learnt masks cut, beside the other methods of the grids; the figure is written beside the page.
+
+    A recovery changes no masks: what was cut alike stands there once.
+    """
     if not learnt(entries):
         return []
-    plain = [entry for entry in entries if entry.done and not entry.is_dense and entry.recovery == "none"]
+    cut: dict[tuple[object, ...], Entry] = {}
+    for entry in entries:
+        if entry.done and not entry.is_dense:
+            cut.setdefault((entry.method, entry.sparsity, *(tuple(by_layer(record)) for record in entry.done)), entry)
     figure = Path("figures", f"{page.stem}-layers.png")
-    layer_figure(plain, page.parent / figure)
+    layer_figure(list(cut.values()), page.parent / figure)
     head = "What was removed, of KV groups, of channels, and of the layers' units (mean of query heads and channels) by depth; then the"
     head += " mean absolute difference of a layer's sparsity between two seeds of the setting"
     head += f", and from `{against}` with the same seed:" if against else ":"
-    return ["", head, "", layer_table(plain, against), "", f"![Sparsity of every layer]({figure.as_posix()})"]
+    return ["", head, "", layer_table(list(cut.values()), against), "", f"![Sparsity of every layer]({figure.as_posix()})"]
 
 
 def definitions(entries: list[Entry]) -> list[str]:

@@ -4,7 +4,7 @@ from leaderboard.variants import flatten, set_apart
 
 
 def test_settings_are_flattened():
-    assert flatten({"a": {"b": 1, "c": {"d": [1, 2]}}, "e": (3,)}) == {"a.b": 1, "a.c.d": "[1, 2]", "e": "[3]"}
+    assert flatten({"a": {"b": 1, "c": {"d": [1, 2]}}, "e": (3,), "f": {}}) == {"a.b": 1, "a.c.d": "[1, 2]", "e": "[3]", "f": {}}
 
 
 def test_one_differing_setting_is_told_of_all():

@@ -36,6 +36,7 @@ def distilling(learner, **changes):
         "lm_weight": 0.0,
         "kl_temperature": 2 / 3,
         "kl_reduction": "sequence",
+        "layer_scale": "absolute",
         "mask_only_steps": 0,
         "pruning_steps": 20,
         "ramp_steps": 10,

@@ -22,7 +22,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +30,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 from methods.calibration.training_text import Example
-from methods.compresso.pruner import CompressoConfig
-from methods.nuteprune.pruner import NutePruneConfig
 from methods.nuteprune.snapshots import SnapshotManager
 from methods.nuteprune.teaching import Distill, TaughtLearner
 from methods.training.gates import GateKinds
-from methods.training.learner import Draws, LearnerSettings, LearnMasks, MaskLearner
+from methods.training.learner import LearnerSettings, MaskLearner
 from methods.training.packing import Pack, lm_loss, pack_logits
+from methods.training.stages import LearnMasks
 from models.budget import Budget
 
 SMOLLM2_135M = {
@@ -165,16 +163,12 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         def plain(loss: Callable[[], torch.Tensor]) -> None:
             lora_step(model, optimizer, learner.lora_parameters, loss)
 
-        def drawing(draws: Draws, step: Callable[[], Any]) -> None:
-            learner.settings = replace(settings, draws=draws)
-            step()
-
         steps: dict[str, Callable[[], None]] = {
             "plain": lambda: plain(lambda: full_logits_loss(model, pack)),
             "plain-lean": lambda: plain(lambda: lm_loss(model, pack)),
-            "compresso": lambda: drawing(CompressoConfig().gate_draws, lambda: stage.step(next(done))),
+            "compresso": lambda: stage.step(next(done)),
             "forward": lambda: forward(model, pack),
-            "nuteprune": lambda: drawing(NutePruneConfig().gate_draws, lambda: taught.step(0)),
+            "nuteprune": lambda: taught.step(0),
         }
 
         def one(name: str, act: Callable[[Callable[[], None]], Any]) -> Any:

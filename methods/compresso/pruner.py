@@ -19,7 +19,7 @@ from methods.registry import register
 from methods.training.adapters import Projection
 from methods.training.gates import GateKinds
 from methods.training.hardening import Survivors
-from methods.training.learner import DRAWS, Draws, FineTune, LearnerSettings, LearnMasks, MaskLearner
+from methods.training.learner import DRAWS, Draws, LearnerSettings, MaskLearner
 from methods.training.loop import run_stages
 from methods.training.packed_attention import can_split
 from methods.training.packing import Pack, lm_loss, with_prompt
@@ -27,6 +27,7 @@ from methods.training.precision import DESCRIPTION as PRECISION
 from methods.training.precision import ComputeDtype
 from methods.training.schedule import Ramp
 from methods.training.source_text import fingerprint, text_to_learn
+from methods.training.stages import FineTune, LearnMasks
 from models.anatomy import Anatomy
 from models.budget import Budget
 from models.errors import BadInput

@@ -21,13 +21,14 @@ from methods.registry import register
 from methods.training.adapters import Projection
 from methods.training.gates import GateKinds
 from methods.training.hardening import Survivors
-from methods.training.learner import DRAWS, Draws, FineTune, LearnerSettings
+from methods.training.learner import DRAWS, Draws, LearnerSettings
 from methods.training.loop import run_stages
 from methods.training.packing import Pack, lm_loss
 from methods.training.precision import DESCRIPTION as PRECISION
 from methods.training.precision import ComputeDtype
 from methods.training.schedule import Ramp
 from methods.training.source_text import fingerprint, text_to_learn
+from methods.training.stages import FineTune
 from models.anatomy import Anatomy
 from models.budget import Budget
 from models.masks import Masks

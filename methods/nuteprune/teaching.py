@@ -11,8 +11,9 @@ from methods.nuteprune.distillation import KLReduction, LayerScale, LayerStates,
 from methods.nuteprune.published_count import published_sparsity
 from methods.nuteprune.snapshots import SnapshotManager
 from methods.training.hardening import deterministic_values
-from methods.training.learner import LearnMasks, MaskLearner
+from methods.training.learner import MaskLearner
 from methods.training.packing import NO_TARGET, Pack, lm_loss, pack_logits, run_packed
+from methods.training.stages import LearnMasks
 from models.soft_masks import Gates
 
 GATE = "gate."

@@ -13,9 +13,10 @@ from methods.data import PruningData
 from methods.pruner import Run
 from methods.training.adapters import Adapters
 from methods.training.gates import GateKinds, GateSet
-from methods.training.learner import VALIDATION_EXAMPLES, FineTune, LearnerSettings, MaskLearner
+from methods.training.learner import LearnerSettings, MaskLearner
 from methods.training.loop import STATE_FILE, TrainingDiverged, run_stages
 from methods.training.packing import Pack, lm_loss
+from methods.training.stages import VALIDATION_EXAMPLES, FineTune
 from models.anatomy import Anatomy
 from models.budget import Budget
 from models.errors import BadInput

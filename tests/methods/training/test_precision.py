@@ -5,9 +5,10 @@ import torch
 
 from methods.calibration.training_text import Example
 from methods.training.gates import GateKinds
-from methods.training.learner import LearnerSettings, LearnMasks, MaskLearner
+from methods.training.learner import LearnerSettings, MaskLearner
 from methods.training.packing import lm_loss
 from methods.training.precision import computing_in
+from methods.training.stages import LearnMasks
 from models.budget import Budget
 from models.tiny import random_tokens, tiny_model
 

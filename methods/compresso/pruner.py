@@ -27,7 +27,7 @@ from methods.training.precision import DESCRIPTION as PRECISION
 from methods.training.precision import ComputeDtype
 from methods.training.schedule import Ramp
 from methods.training.source_text import fingerprint, text_to_learn
-from methods.training.stages import FineTune, LearnMasks
+from methods.training.stages import HEAD_MASK_LR, FineTune, LearnMasks
 from models.anatomy import Anatomy
 from models.budget import Budget
 from models.errors import BadInput
@@ -62,9 +62,7 @@ class CompressoConfig(PrunerConfig):
     lora_lr: float = Field(5e-5, gt=0, description="falls to 0 over warm-up and pruning, linearly")
     finetune_lr: float = Field(4e-4, gt=0, description="falls to 0 over the fine-tuning, as a cosine")
     mask_lr: float = Field(0.1, gt=0, description="of the gates' log-alpha, constant")
-    head_mask_lr: float | None = Field(
-        None, gt=0, description="of the gates on heads; None: mask_lr (official). In short runs heads close before channels do; slow them"
-    )
+    head_mask_lr: float | None = Field(None, gt=0, description=HEAD_MASK_LR)
     multiplier_lr: float = Field(0.1, gt=0, description="ascent of both multipliers, constant")
     lambda2_start: float = Field(
         0.0, ge=0, description="quadratic multiplier at the start (official: 0); 1000 lets a few hundred steps follow their schedule"

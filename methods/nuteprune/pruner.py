@@ -28,7 +28,7 @@ from methods.training.precision import DESCRIPTION as PRECISION
 from methods.training.precision import ComputeDtype
 from methods.training.schedule import Ramp
 from methods.training.source_text import fingerprint, text_to_learn
-from methods.training.stages import FineTune
+from methods.training.stages import HEAD_MASK_LR, FineTune
 from models.anatomy import Anatomy
 from models.budget import Budget
 from models.masks import Masks
@@ -75,6 +75,7 @@ class NutePruneConfig(PrunerConfig):
     lora_lr: float = Field(1e-3, gt=0, description="falls to 0 linearly")
     finetune_lr: float = Field(1e-4, gt=0, description="falls to 0 linearly")
     mask_lr: float = Field(0.1, gt=0)
+    head_mask_lr: float | None = Field(None, gt=0, description=HEAD_MASK_LR)
     multiplier_lr: float = Field(0.1, gt=0)
     lambda2_start: float = Field(
         0.0, ge=0, description="quadratic multiplier at the start (official: 0); a short run needs one that grows with its losses"
@@ -169,6 +170,7 @@ class NutePrune(Pruner[NutePruneConfig]):
                 ramp=config.ramp,
                 lora_lr=config.lora_lr,
                 mask_lr=config.mask_lr,
+                head_mask_lr=config.head_mask_lr,
                 multiplier_lr=config.multiplier_lr,
             )
 

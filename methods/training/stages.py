@@ -17,6 +17,7 @@ from methods.training.precision import computing_in
 from methods.training.schedule import Decay, Ramp, decayed, target_sparsity
 
 CLIP_NORM = 1.0
+HEAD_MASK_LR = "of the gates on heads; None: mask_lr (official). In short runs heads close before channels do; slow them"
 VALIDATION_EXAMPLES = 100  # of those held out, the first ones
 
 Loss = Callable[[Pack], Tensor]

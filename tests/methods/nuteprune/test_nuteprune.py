@@ -233,3 +233,11 @@ def test_uniform_with_hidden_gates_is_refused():
     support = NutePrune(config).supports(Anatomy.from_model(tiny_model("llama")))
     assert not support.ok
     assert "hidden_gates: false" in support.reason
+
+
+def test_slower_heads_leave_the_cut_to_channels(tmp_path):
+    settings = {"steps_per_epoch": 12, "hidden_gates": False, "checkpoint_every": 1000}
+    even = prune(tmp_path / "a", **settings)[0]
+    slow = prune(tmp_path / "b", head_mask_lr=0.01, **settings)[0]
+    kept = [sum(int(layer.sum()) for layer in masks.kv_groups) for masks in (even, slow)]
+    assert kept[0] < kept[1] == sum(len(layer) for layer in slow.kv_groups)

@@ -25,9 +25,10 @@ def set_apart(settings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Of each of several settings of one thing, what a reader needs to tell it from the others; no two are the same.
 
     Keys that are equal everywhere aren't told. Where several keys differ, a value that more than half of the settings share
-    isn't told either: of an ablation, every row then names what was changed, and the unchanged one nothing.
+    isn't told either: of an ablation, every row then names what was changed, and the unchanged one nothing. Fractions are told
+    with as few digits as tell them from the others (0.6667 for 2/3).
     """
-    flat = [flatten(one) for one in settings]
+    flat = _with_few_digits([flatten(one) for one in settings])
     keys = [key for key in dict.fromkeys(key for one in flat for key in one) if any(one.get(key) != flat[0].get(key) for one in flat)]
     told: list[dict[str, Any]] = [{key: one.get(key, UNSET) for key in keys} for one in flat]
     if len(keys) < 2:
@@ -39,3 +40,15 @@ def set_apart(settings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 if str(one[key]) == value:
                     del one[key]
     return told
+
+
+def _with_few_digits(flat: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    short: list[dict[str, Any]] = [dict(one) for one in flat]
+    for key in dict.fromkeys(key for one in flat for key in one):
+        fractions = {one[key] for one in flat if isinstance(one.get(key), float)}
+        rounded = {value: float(f"{value:.4g}") for value in fractions}
+        if len(set(rounded.values())) == len(fractions):
+            for one in short:
+                if isinstance(one.get(key), float):
+                    one[key] = rounded[one[key]]
+    return short

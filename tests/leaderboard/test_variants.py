@@ -30,3 +30,8 @@ def test_no_two_different_settings_are_told_alike():
     settings = [{"a": 0, "b": 0}, {"a": 1, "b": 0}, {"a": 0, "b": 1}, {"a": 1, "b": 1}, {"a": 0, "b": 2}]
     told = set_apart(settings)
     assert len({str(one) for one in told}) == len(told)
+
+
+def test_fractions_are_told_with_few_digits_unless_those_tell_them_apart():
+    assert set_apart([{"t": 2 / 3}, {"t": 0.33}]) == [{"t": 0.6667}, {"t": 0.33}]
+    assert set_apart([{"t": 0.666666}, {"t": 0.666667}]) == [{"t": 0.666666}, {"t": 0.666667}]

@@ -1,7 +1,7 @@
 """Runs grids into one folder and writes their table into a page under docs/findings/.
 
     python benchmarks/findings.py configs/oneshot.yaml configs/oneshot_variants.yaml --data DIR --page docs/findings/oneshot.md
-    python benchmarks/findings.py configs/compresso/main.yaml --data DIR --page docs/findings/compresso.md --against compresso
+    python benchmarks/findings.py configs/compresso/main.yaml --data DIR --page docs/findings/compresso.md --against 'llm_pruner + lora'
 
 The page keeps its prose; what stands between the lines `<!-- table -->` and `<!-- end of table -->` is replaced. Cells that are
 done are not run again, so the command goes on where it was stopped; `--no-run` only writes the table of what is there. Of a

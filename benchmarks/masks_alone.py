@@ -54,11 +54,10 @@ def main() -> int:
     loaded = load_model(ModelSpec(name=arguments.model))
     model = loaded.model.eval()
     data = PruningData(torch.empty(0, 0, dtype=torch.int64), "none", loaded.tokenizer, 0, arguments.data)
-    held_out = data.training_text(TrainingConfig(source="alpaca", validation_examples=arguments.examples)).validation
-    packs = packed(held_out, PACK_TOKENS)
+    text = TrainingConfig(source="alpaca", validation_examples=arguments.examples)
+    packs = packed(data.training_text(text).validation, PACK_TOKENS)
 
     def recover(model: PreTrainedModel) -> None:
-        text = TrainingConfig(source="alpaca", validation_examples=arguments.examples)
         config = LoraRecoveryConfig(
             text=text, token_budget=arguments.recover, batch_size=8, learning_rate=arguments.learning_rate, compute_dtype="bfloat16"
         )

@@ -4,8 +4,9 @@
     python benchmarks/findings.py configs/compresso/main.yaml --data DIR --page docs/findings/compresso.md --against 'llm_pruner + lora'
 
 The page keeps its prose; what stands between the lines `<!-- table -->` and `<!-- end of table -->` is replaced. Cells that are
-done are not run again, so the command goes on where it was stopped; `--no-run` only writes the table of what is there. Of a
-folder that holds more, only the cells of these grids are shown. Of methods that learn their masks, tables and figures
+done are not run again, so the command goes on where it was stopped; `--no-run` only writes the table of what is there. Done
+cells are kept in records/ beside the page (benchmarks/kept_records.py) and need not be run again elsewhere either. Of a folder
+that holds more, only the cells of these grids are shown. Of methods that learn their masks, tables and figures
 (figures/NAME OF THE PAGE-schedule.png and -layers.png beside the page) show how sparsity kept to its schedule and where it cut.
 """
 
@@ -20,6 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.kept_records import keep, restore
 from benchmarks.layer_sparsity import by_layer, layer_figure, layer_table
 from benchmarks.mask_schedule import learnt, schedule_figure, schedule_table
 from experiments.load_config import load_config
@@ -213,12 +215,15 @@ def main() -> int:
     options = parser.parse_args()
     options.out = options.out or ROOT / "results" / options.page.stem
     around_table(options.page)  # before hours of running
+    cells, records = cells_of(options), options.page.parent / "records"
+    restore(records, options.out, cells)
     if not options.no_run:
         run_grids(options)
+    keep(options.out, records, cells)
     command = f"python benchmarks/findings.py {' '.join(map(str, options.configs))} --data DIR --page {options.page}"
     command += "".join(f" --set {shlex.quote(setting)}" for setting in options.settings)
     command += f" --against {shlex.quote(options.against)}" if options.against else ""
-    write_page(options.page, table(options.out, cells_of(options), options.against, options.page), command)
+    write_page(options.page, table(options.out, cells, options.against, options.page), command)
     print(options.page)
     return 0
 

@@ -17,6 +17,7 @@ from experiments.model_check import check_model, data_fingerprint
 from experiments.prompt import prompt_of
 from experiments.recovery import get_recovery
 from experiments.suggest import sentence, shown, unknown
+from leaderboard.variants import in_words, set_apart
 from models.errors import BadInput
 from models.loading import ModelSpec
 
@@ -215,7 +216,7 @@ def _resolve_protocols(config: GridConfig) -> tuple[CellProtocol, ...]:
 
 
 def _with_variants(kind: str, entries: list[_Resolved]) -> list[_Resolved]:
-    """The entries of one axis, each with the settings in which it differs from others of its name.
+    """The entries of one axis, each with what sets it apart from others of its name, in the leaderboard's words.
 
     Raises:
         BadInput: two entries are the same.
@@ -225,20 +226,9 @@ def _with_variants(kind: str, entries: list[_Resolved]) -> list[_Resolved]:
         others = [other for other in entries if other.name == entry.name]
         if others.count(entry) > 1:
             raise BadInput(f"grid.{kind} names {shown(entry.name)} twice with the same settings; give each entry a config of its own.")
-        flat = [_flatten(other.settings) for other in others]
-        keys = dict.fromkeys(key for one in flat for key in one)
-        differing = [key for key in keys if any(one.get(key) != flat[0].get(key) for one in flat)]
-        own = _flatten(entry.settings)
-        named.append(replace(entry, variant=", ".join(f"{key}={own.get(key)}" for key in differing)))
+        told = set_apart([other.settings for other in others])[others.index(entry)]
+        named.append(replace(entry, variant=in_words(told)))
     return named
-
-
-def _flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as one level of dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
 
 
 def _resolve_recovery(choice: RecoveryChoice) -> _Resolved:

@@ -19,7 +19,7 @@ from leaderboard.statistics import (
     seed_mean,
     wilson_interval,
 )
-from leaderboard.variants import set_apart
+from leaderboard.variants import in_words, set_apart
 
 MEAN_TOLERANCE = 1e-6
 SYNTHETIC = " (synthetic)"
@@ -196,7 +196,7 @@ def _name_variants(entries: list[Entry]) -> None:
             continue
         apart = set_apart([{key: value for key, value in entry.records[0].run.config.items() if key != "seed"} for entry in group])
         for entry, told in zip(group, apart, strict=True):
-            entry.variant = fmt.short(", ".join(f"{key.rsplit('.', 1)[-1]}={value}" for key, value in sorted(told.items())), 48)
+            entry.variant = fmt.short(in_words(told), 48)
 
 
 def _is_synthetic(record: Record, score: ProtocolScore) -> bool:

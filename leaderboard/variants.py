@@ -42,6 +42,11 @@ def set_apart(settings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return told
 
 
+def in_words(told: Mapping[str, Any]) -> str:
+    """What `set_apart` tells of one setting, as it stands beside the method's name."""
+    return ", ".join(f"{key.rsplit('.', 1)[-1]}={value}" for key, value in sorted(told.items()))
+
+
 def _with_few_digits(flat: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     short: list[dict[str, Any]] = [dict(one) for one in flat]
     for key in dict.fromkeys(key for one in flat for key in one):

@@ -14,7 +14,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "models": (),
     "methods": ("models",),
     "evaluation": ("models",),
-    "experiments": ("models", "methods", "evaluation", "leaderboard.record", "leaderboard.errors"),
+    "experiments": ("models", "methods", "evaluation", "leaderboard.record", "leaderboard.errors", "leaderboard.variants"),
     "leaderboard": (),
     "run_all": ("experiments", "leaderboard"),
 }

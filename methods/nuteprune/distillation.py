@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from methods.training.cross_entropy import positions_at_once
 from models.anatomy import Anatomy
 
 KLReduction = Literal["sequence", "token"]
 LayerScale = Literal["absolute", "relative"]
 
-CHUNK = 32  # positions whose softmax is held at once
 TINY = 1e-12  # a token without a living dimension has no error and no length
 
 
@@ -65,7 +65,8 @@ class _KL(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
         total = torch.zeros((), dtype=torch.float32, device=student.device)
-        for ours, theirs in zip(student.split(CHUNK), teacher.split(CHUNK), strict=True):
+        chunk = positions_at_once(student)
+        for ours, theirs in zip(student.split(chunk), teacher.split(chunk), strict=True):
             log_ours = torch.log_softmax(ours.float() / temperature, -1)
             log_theirs = torch.log_softmax(theirs.float() / temperature, -1)
             chance = log_theirs.exp()

@@ -10,9 +10,10 @@ from torch import Tensor
 from methods.nuteprune.distillation import KLReduction, LayerScale, LayerStates, kl_loss
 from methods.nuteprune.published_count import published_sparsity
 from methods.nuteprune.snapshots import SnapshotManager
+from methods.training.cross_entropy import cross_entropy
 from methods.training.hardening import deterministic_values
 from methods.training.learner import MaskLearner
-from methods.training.packing import NO_TARGET, Pack, lm_loss, pack_logits, run_packed
+from methods.training.packing import Pack, lm_loss, pack_logits, run_packed
 from methods.training.stages import LearnMasks
 from models.soft_masks import Gates
 
@@ -135,4 +136,4 @@ class Distill(LearnMasks):
 
 
 def _lm(logits: Tensor, pack: Pack) -> Tensor:
-    return torch.nn.functional.cross_entropy(logits[pack.predict_at].float(), pack.targets.to(logits.device), ignore_index=NO_TARGET)
+    return cross_entropy(logits[pack.predict_at], pack.targets.to(logits.device))

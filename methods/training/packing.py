@@ -15,11 +15,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from methods.calibration.training_text import Example
+from methods.training.cross_entropy import NO_TARGET, cross_entropy
 from methods.training.packed_attention import Layout, packed_attention
 from models.errors import BadInput
 
 ROUND = 64
-NO_TARGET = -100
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def lm_loss(model: PreTrainedModel, pack: Pack) -> Tensor:
     """Mean cross-entropy of the labels of a pack, float32; logits are made only where a label is. Raises as `run_packed`."""
     pack = pack.to(model.device)
     logits = run_packed(model, pack, lambda inputs: model(**inputs, logits_to_keep=pack.predict_at))
-    return torch.nn.functional.cross_entropy(logits.float(), pack.targets.to(logits.device), ignore_index=NO_TARGET)
+    return cross_entropy(logits, pack.targets.to(logits.device))
 
 
 def with_prompt(examples: Sequence[Example], prompt: Tensor) -> list[Example]:

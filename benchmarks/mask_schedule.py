@@ -43,7 +43,7 @@ def schedule_figure(runs: list[tuple[Entry, Record]], path: Path) -> None:
             axis.set_ylim(bottom=0)
         for axis in axes[len(runs) :]:
             axis.set_axis_off()
-        fig.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles))
+        fig.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles) if columns > 1 else 2)
         fig.savefig(path, dpi=110, metadata={"Software": "prunebench"})
 
 

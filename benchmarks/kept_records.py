@@ -17,22 +17,18 @@ WHEN = (1980, 1, 1, 0, 0, 0)
 """Time of every file in an archive: the same cell gives the same bytes."""
 
 
-def restore(records: Path, out: Path, cells: Iterable[str]) -> list[str]:
-    """Unpacks the archives of those of `cells` that `out` doesn't have finished; tells which."""
-    restored = []
+def restore(records: Path, out: Path, cells: Iterable[str]) -> None:
+    """Unpacks the archives of those of `cells` that `out` doesn't have finished."""
     for cell in sorted(cells):
         folder, archive = CellFolder(out, cell), records / f"{cell}.zip"
         if archive.exists() and finished_record(folder) is None:
             folder.path.mkdir(parents=True, exist_ok=True)
             with zipfile.ZipFile(archive) as packed:
                 packed.extractall(folder.path)
-            restored.append(cell)
-    return restored
 
 
-def keep(out: Path, records: Path, cells: Iterable[str]) -> list[str]:
-    """Packs those of `cells` that are done in `out` and have no archive yet; tells which."""
-    kept = []
+def keep(out: Path, records: Path, cells: Iterable[str]) -> None:
+    """Packs those of `cells` that are done in `out` and have no archive yet."""
     for cell in sorted(cells):
         folder, archive = CellFolder(out, cell), records / f"{cell}.zip"
         if archive.exists() or finished_record(folder, ("done",)) is None:
@@ -46,5 +42,3 @@ def keep(out: Path, records: Path, cells: Iterable[str]) -> list[str]:
                     name = file.relative_to(folder.path).as_posix()
                     packed.writestr(zipfile.ZipInfo(name, WHEN), file.read_bytes(), zipfile.ZIP_DEFLATED)
         temporary.replace(archive)
-        kept.append(cell)
-    return kept

@@ -26,14 +26,16 @@ def set_apart(settings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
     Keys that are equal everywhere aren't told. Where several keys differ, a value that more than half of the settings share
     isn't told either: of an ablation, every row then names what was changed, and the unchanged one nothing. Fractions are told
-    with as few digits as tell them from the others (0.6667 for 2/3).
+    with as few digits as tell them from the others (0.6667 for 2/3), keys by as much of their end as no other key here shares
+    (`source` for `text.source`, unless `finetune_text.source` differs too), in the order of the whole keys.
     """
     flat = _with_few_digits([flatten(one) for one in settings])
     keys = [key for key in dict.fromkeys(key for one in flat for key in one) if any(one.get(key) != flat[0].get(key) for one in flat)]
-    told: list[dict[str, Any]] = [{key: one.get(key, UNSET) for key in keys} for one in flat]
+    short = _with_short_names(sorted(keys))
+    told: list[dict[str, Any]] = [{name: one.get(key, UNSET) for key, name in short.items()} for one in flat]
     if len(keys) < 2:
         return told
-    for key in keys:
+    for key in short.values():
         [(value, count)] = Counter(str(one[key]) for one in told).most_common(1)
         if 2 * count > len(told):
             for one in told:
@@ -44,7 +46,18 @@ def set_apart(settings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def in_words(told: Mapping[str, Any]) -> str:
     """What `set_apart` tells of one setting, as it stands beside the method's name."""
-    return ", ".join(f"{key.rsplit('.', 1)[-1]}={value}" for key, value in sorted(told.items()))
+    return ", ".join(f"{key}={value}" for key, value in told.items())
+
+
+def _with_short_names(keys: Sequence[str]) -> dict[str, str]:
+    """Of each dotted key the shortest end that is the end of no other."""
+
+    def ends(key: str) -> list[str]:
+        parts = key.split(".")
+        return [".".join(parts[start:]) for start in reversed(range(len(parts)))]
+
+    shared = Counter(end for key in keys for end in ends(key))
+    return {key: next((end for end in ends(key) if shared[end] == 1), key) for key in keys}
 
 
 def _with_few_digits(flat: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

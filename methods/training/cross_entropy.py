@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 NO_TARGET = -100
-CPU_BYTES, OTHER_BYTES = 1 << 22, 1 << 28
+CPU_BYTES, ACCELERATOR_BYTES = 1 << 22, 1 << 28
 """Of float32 held at once: what fits a CPU's cache, and what keeps an accelerator busy."""
 
 
 def positions_at_once(logits: Tensor) -> int:
     """Rows of (positions, vocabulary) logits whose softmax is worth making at once, on their device."""
-    held = CPU_BYTES if logits.device.type == "cpu" else OTHER_BYTES
+    held = CPU_BYTES if logits.device.type == "cpu" else ACCELERATOR_BYTES
     return max(1, held // (4 * logits.shape[-1]))
 
 

@@ -74,7 +74,7 @@ def lora_step(model: Any, optimizer: torch.optim.Optimizer, parameters: list[Any
 
 
 def full_logits_loss(model: Any, pack: Pack) -> torch.Tensor:
-    labels = torch.full((pack.num_tokens,), -100, device=pack.tokens.device)
+    labels = torch.full((pack.tokens.numel(),), -100, device=pack.tokens.device)
     labels[pack.predict_at] = pack.targets
     return torch.nn.functional.cross_entropy(pack_logits(model, pack).float(), labels)
 

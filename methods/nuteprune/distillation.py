@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
@@ -21,68 +21,80 @@ TINY = 1e-12  # a token without a living dimension has no error and no length
 
 
 class _MaskedError(torch.autograd.Function):
-    """Sum over tokens of weight * |teacher - student|^2 where the student is not zero, in float32; keeps no copy of either."""
+    """Sum of weight * |teacher - student|^2 over tokens, in the dimensions where the student is not zero, in float32.
+
+    Keeps the difference, and neither of the two states.
+    """
 
     @staticmethod
-    def forward(context: Any, student: Tensor, teacher: Tensor, weights: Tensor) -> Tensor:
-        context.save_for_backward(student, teacher, weights)
-        errors = (teacher.float() - student.float()).square_().mul_(student != 0)
-        return torch.dot(errors.sum(-1).flatten(), weights.flatten())
+    def forward(context: Any, student: Tensor, teacher: Tensor, scale: LayerScale, tokens: int) -> Tensor:
+        live = student != 0
+        live[..., tokens:, :] = False
+        difference = (teacher.float() - student.float()).mul_(live)
+        if scale == "absolute":
+            weights = 1 / live.sum().clamp(min=1)
+            total = torch.dot(difference.flatten(), difference.flatten()) * weights
+        else:
+            lengths = [torch.linalg.vector_norm(state, dim=-1, keepdim=True) for state in (student.float(), teacher.float().mul(live))]
+            longer = torch.maximum(*lengths).square_().clamp_(min=TINY)
+            weights = 1 / longer / longer[..., :tokens, :].numel()
+            total = (torch.linalg.vector_norm(difference, dim=-1, keepdim=True).square_() * weights).sum()
+        context.save_for_backward(difference.to(student.dtype), weights)
+        return total
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        student, teacher, weights = context.saved_tensors
-        difference = (student.float() - teacher.float()).mul_(student != 0)
-        return difference.mul_((2 * gradient * weights).unsqueeze(-1)).to(student.dtype), None, None
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        difference, weights = context.saved_tensors
+        return (difference.float() * (-2 * gradient * weights)).to(difference.dtype), None, None, None
 
 
-def layer_loss(student: Tensor, teacher: Tensor, scale: LayerScale = "absolute") -> Tensor:
-    """Squared difference of one layer's (..., hidden) states over the dimensions that the student has; a float32 scalar.
+def layer_loss(student: Tensor, teacher: Tensor, scale: LayerScale = "absolute", tokens: int | None = None) -> Tensor:
+    """Squared difference of one layer's (..., tokens, hidden) states over the dimensions that the student has; a float32 scalar.
 
     Args:
         scale: "absolute" is the mean over tokens and dimensions (the official loss). "relative" is the mean over tokens of the
             squared distance divided by the squared length of the longer state (a constant to the gradient), at most 4: the
             same for models and tokens of any scale, where one token with huge activations would else be nearly all of the loss,
-            whether the teacher has them or only the student.
+            whether the teacher has them or only the student. A token without a living dimension has no error.
+        tokens: that count, the first ones; None: all.
 
     Source: NutePrune's code (spec section 5), in float32 instead of half precision; the relative form is ours.
     """
-    live = student != 0
-    if scale == "absolute":
-        weights = torch.ones(student.shape[:-1], device=student.device) / live.sum().clamp(min=1)
-    else:
-        lengths = torch.maximum(*((state.detach().float().square() * live).sum(-1) for state in (student, teacher)))
-        weights = 1 / lengths.clamp(min=TINY) / lengths.numel()
-    return cast(Tensor, _MaskedError.apply(student, teacher, weights))
+    return cast(Tensor, _MaskedError.apply(student, teacher, scale, student.shape[-2] if tokens is None else tokens))
 
 
 class _KL(torch.autograd.Function):
-    """tau^2 * KL(softmax(teacher / tau) || softmax(student / tau)), summed over positions, a chunk at a time.
+    """tau^2 * KL(softmax(teacher / tau) || softmax(student / tau)), summed over the first `positions`, a chunk at a time.
 
     The gradient is made on the way, in the teacher's place, so that neither set of logits lives until the backward pass.
     """
 
     @staticmethod
-    def forward(context: Any, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    def forward(context: Any, student: Tensor, teacher: Tensor, temperature: float, positions: int) -> Tensor:
         total = torch.zeros((), dtype=torch.float32, device=student.device)
         chunk = positions_at_once(student)
-        for ours, theirs in zip(student.split(chunk), teacher.split(chunk), strict=True):
-            log_ours = torch.log_softmax(ours.float() / temperature, -1)
-            log_theirs = torch.log_softmax(theirs.float() / temperature, -1)
-            chance = log_theirs.exp()
+        chunks = [torch.empty(chunk, student.shape[-1], device=student.device) for _ in range(3)]
+        for ours, theirs in zip(student[:positions].split(chunk), teacher[:positions].split(chunk), strict=True):
+            log_ours, log_theirs, chance = (held[: len(ours)] for held in chunks)
+            torch.log_softmax(chance.copy_(ours).div_(temperature), -1, out=log_ours)
+            torch.log_softmax(chance.copy_(theirs).div_(temperature), -1, out=log_theirs)
+            torch.exp(log_theirs, out=chance)
             total += torch.dot(chance.flatten(), log_theirs.sub_(log_ours).flatten())
             theirs.copy_(log_ours.exp_().sub_(chance).mul_(temperature))
+        teacher[positions:] = 0
         context.of_student = teacher
         return total * temperature**2
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         of_student = context.of_student
         del context.of_student
-        return of_student.mul_(gradient), None, None
+        return of_student.mul_(gradient), None, None, None
 
 
-def kl_loss(student: Tensor, teacher: Tensor, *, temperature: float, sequences: int, reduction: KLReduction) -> Tensor:
+def kl_loss(
+    student: Tensor, teacher: Tensor, *, temperature: float, sequences: int, reduction: KLReduction, positions: int | None = None
+) -> Tensor:
     """Temperature-scaled KL of (positions, vocabulary) logits; a float32 scalar.
 
     Args:
@@ -90,9 +102,11 @@ def kl_loss(student: Tensor, teacher: Tensor, *, temperature: float, sequences: 
         sequences: in the batch.
         reduction: "sequence" divides the sum over all positions by the sequences alone (the official scale, on which the
             Lagrangian's balance rests); "token" is the mean over positions.
+        positions: that count, the first ones; None: all.
     """
-    total: Tensor = _KL.apply(student, teacher, temperature)
-    return total / (sequences if reduction == "sequence" else len(student))
+    positions = len(student) if positions is None else positions
+    total: Tensor = _KL.apply(student, teacher, temperature, positions)
+    return total / (sequences if reduction == "sequence" else positions)
 
 
 @dataclass
@@ -107,19 +121,19 @@ class LayerStates:
     loss: Tensor | None = None
 
     @contextmanager
-    def kept(self, model: PreTrainedModel, anatomy: Anatomy, tokens: int) -> Iterator[None]:
-        """Within it, a forward pass fills `teacher`, from the first `tokens` positions."""
+    def kept(self, model: PreTrainedModel, anatomy: Anatomy) -> Iterator[None]:
+        """Within it, a forward pass fills `teacher`."""
         self.teacher.clear()
-        with _hooked(model, anatomy, lambda _, state: self.teacher.append(state[:, :tokens])):
+        with _hooked(model, anatomy, self.teacher.append):
             yield
 
     @contextmanager
     def compared(self, model: PreTrainedModel, anatomy: Anatomy, tokens: int) -> Iterator[None]:
-        """Within it, a forward pass sums the layer losses of the first `tokens` positions against `teacher` into `loss`."""
+        """Within it, a forward pass sums the layer losses of the first `tokens` positions against `teacher`, emptied, into `loss`."""
         self.loss = None
 
-        def compare(index: int, state: Tensor) -> None:
-            here = layer_loss(state[:, :tokens], self.teacher[index].to(state.device), self.scale)
+        def compare(state: Tensor) -> None:
+            here = layer_loss(state, self.teacher.pop(0).to(state.device), self.scale, tokens)
             self.loss = here if self.loss is None else self.loss + here.to(self.loss.device)
 
         with _hooked(model, anatomy, compare):
@@ -127,16 +141,12 @@ class LayerStates:
 
 
 @contextmanager
-def _hooked(model: PreTrainedModel, anatomy: Anatomy, act: Any) -> Iterator[None]:
+def _hooked(model: PreTrainedModel, anatomy: Anatomy, act: Callable[[Tensor], None]) -> Iterator[None]:
+    def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+        act(output[0] if isinstance(output, tuple) else output)
+
     paths = [layer.path for layer in anatomy.layers[:-1]] + [anatomy.final_norm]
-
-    def reader(index: int) -> Any:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            act(index, output[0] if isinstance(output, tuple) else output)
-
-        return hook
-
-    handles = [model.get_submodule(path).register_forward_hook(reader(i)) for i, path in enumerate(paths)]
+    handles = [model.get_submodule(path).register_forward_hook(hook) for path in paths]
     try:
         yield
     finally:

@@ -41,7 +41,7 @@ class TaughtLearner(MaskLearner):
 
     @torch.no_grad()
     def teacher_logits(self, pack: Pack, index: int | None) -> Tensor:
-        """(positions, vocabulary) logits of a snapshot, or of the dense model for None.
+        """(positions, vocabulary) logits of a snapshot, or of the dense model for None; the tail's too.
 
         The student's gates, adapters and gradients are the same objects before and after: other gates are handed to the hooks
         and other adapter tensors to this one call.
@@ -56,8 +56,7 @@ class TaughtLearner(MaskLearner):
         student = Gates(**vars(self.live))
         try:
             self.gates.as_gates(gates, self.live)
-            logits = run_packed(self.model, pack, lambda inputs: torch.func.functional_call(self.model, lora, (), inputs))
-            return logits[: pack.num_tokens]
+            return run_packed(self.model, pack, lambda inputs: torch.func.functional_call(self.model, lora, (), inputs))
         finally:
             for name, value in vars(student).items():
                 setattr(self.live, name, value)
@@ -106,12 +105,19 @@ class Distill(LearnMasks):
             return lm_loss(model, pack)
         index = learner.teachers.select(self.steps - self._step)
         states = LayerStates(self.layer_scale)
-        with states.kept(model, learner.anatomy, pack.num_tokens):
+        with states.kept(model, learner.anatomy):
             theirs = learner.teacher_logits(pack, index)
         with states.compared(model, learner.anatomy, pack.num_tokens):
             ours = pack_logits(model, pack)
         assert states.loss is not None
-        kl = kl_loss(ours, theirs, temperature=self.kl_temperature, sequences=pack.num_sequences, reduction=self.kl_reduction)
+        kl = kl_loss(
+            ours,
+            theirs,
+            temperature=self.kl_temperature,
+            sequences=pack.num_sequences,
+            reduction=self.kl_reduction,
+            positions=pack.num_tokens,
+        )
         loss = self.kl_weight * kl + self.layer_weight * states.loss.to(kl.device)
         self._parts = {
             "kl_loss": kl.item(),

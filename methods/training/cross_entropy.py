@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 NO_TARGET = -100
-CPU_BYTES, ACCELERATOR_BYTES = 1 << 22, 1 << 28
+CPU_BYTES, ACCELERATOR_BYTES = 1 << 19, 1 << 28
 """Of float32 held at once: what fits a CPU's cache, and what keeps an accelerator busy."""
 
 

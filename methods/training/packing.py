@@ -125,8 +125,8 @@ def run_packed(model: PreTrainedModel, pack: Pack, call: Callable[[dict[str, Any
 
 
 def pack_logits(model: PreTrainedModel, pack: Pack) -> Tensor:
-    """(num_tokens, vocabulary) logits of a pack that is on the model's device; raises as `run_packed`."""
-    return run_packed(model, pack, lambda inputs: model(**inputs))[: pack.num_tokens]
+    """(length, vocabulary) logits of a pack that is on the model's device, its tail's too; raises as `run_packed`."""
+    return run_packed(model, pack, lambda inputs: model(**inputs))
 
 
 def lm_loss(model: PreTrainedModel, pack: Pack) -> Tensor:

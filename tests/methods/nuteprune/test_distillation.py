@@ -97,11 +97,28 @@ def test_what_the_student_lost_does_not_count(scale):
     assert torch.equal(layer_loss(student, teacher, scale), layer_loss(student, changed, scale))
 
 
+@pytest.mark.parametrize("scale", ["absolute", "relative"])
+def test_a_tail_has_no_say_in_either_loss_and_gets_no_gradient(scale):
+    def losses(length):
+        student, teacher = draw(1, 14, 8)[:, :length], draw(1, 14, 8, seed=1)[:, :length]
+        student[..., 2] = 0
+        student.requires_grad_()
+        layer = layer_loss(student, teacher, scale, 9)
+        kl = kl_loss(student[0], teacher[0].clone(), temperature=2 / 3, sequences=1, reduction="token", positions=9)
+        return layer, kl, torch.autograd.grad(layer + kl, student)[0]
+
+    (layer, kl, gradient), (expected_layer, expected_kl, expected) = losses(14), losses(9)
+    torch.testing.assert_close(layer, expected_layer)
+    torch.testing.assert_close(kl, expected_kl)
+    torch.testing.assert_close(gradient[:, :9], expected)
+    assert not gradient[:, 9:].any()
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_states_are_those_that_transformers_returns(family):
     model = tiny_model(family)
     states = LayerStates()
-    with torch.no_grad(), states.kept(model, Anatomy.from_model(model), 24):
+    with torch.no_grad(), states.kept(model, Anatomy.from_model(model)):
         reference = model(random_tokens(), output_hidden_states=True).hidden_states[1:]
     assert len(states.teacher) == len(reference)
     for ours, theirs in zip(states.teacher, reference, strict=True):

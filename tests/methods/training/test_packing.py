@@ -81,7 +81,7 @@ def test_a_rounded_pack_gives_the_same_logits_and_loss(family, prefix):
     assert (rounded.num_tokens, rounded.num_sequences) == (pack.num_tokens, pack.num_sequences)
     assert rounded.rounded() is rounded
     with torch.no_grad():
-        torch.testing.assert_close(pack_logits(model, rounded), pack_logits(model, pack), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(pack_logits(model, rounded)[: pack.num_tokens], pack_logits(model, pack), atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(lm_loss(model, rounded), lm_loss(model, pack))
 
 

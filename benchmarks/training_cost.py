@@ -228,7 +228,7 @@ class WithoutGates:
 
         learner = self.learner
         learner._applied = apply_gates(
-            learner.model, learner.anatomy, learner.live, mlp_placement=learner.settings.mlp_placement, keeps_factors=True
+            learner.model, learner.anatomy, learner.live, mlp_placement=learner.settings.mlp_placement, in_training=True
         )
 
 

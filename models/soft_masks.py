@@ -24,6 +24,9 @@ from models.masks import Masks
 
 MLPPlacement = Literal["product", "branches"]
 Parts = tuple[int, ...] | None
+Gated = Callable[[Tensor, Tensor, Parts], Tensor]
+PIECE_BYTES = 1 << 19
+"""Of activations gated at once on a CPU in the backward pass: a few such pieces stay in its cache."""
 
 
 @dataclass
@@ -79,7 +82,7 @@ class AppliedGates:
 
 
 def apply_gates(
-    model: PreTrainedModel, anatomy: Anatomy, gates: Gates, *, mlp_placement: MLPPlacement = "product", keeps_factors: bool = False
+    model: PreTrainedModel, anatomy: Anatomy, gates: Gates, *, mlp_placement: MLPPlacement = "product", in_training: bool = False
 ) -> AppliedGates:
     """Makes the forward pass of `model` use `gates`.
 
@@ -87,13 +90,15 @@ def apply_gates(
         model: the causal LM itself, not a peft wrapper (`wrapper.get_base_model()` has the same module paths).
         mlp_placement: "product" gates the input of the down projection, so a soft value scales a channel linearly;
             "branches" gates both gate and up projections, as the official code does. Equal for 0 and 1.
-        keeps_factors: for training with "product": less memory for the same gradients (see `_GatedProduct`); not together
-            with gradient checkpointing, which must not be asked for saved tensors in the forward pass.
+        in_training: the same values and gradients in less time and memory. Tensors that only the gated module reads are
+            overwritten, so no other hook may keep them; backward passes work once; not together with gradient checkpointing,
+            which must not be asked for saved tensors in the forward pass.
     """
-    handles = [_on_output(model, anatomy.embedding, lambda: gates.hidden, gates)]
+    gated = _gate_fresh if in_training else _gate
+    handles = [_on_output(model, anatomy.embedding, lambda: gates.hidden, gates, gated)]
     for layer in anatomy.layers:
         if layer.attention:
-            handles += _gate_attention(model, layer.attention, layer.index, gates)
+            handles += _gate_attention(model, layer.attention, layer.index, gates, gated)
         if layer.mlp:
             index, mlp = layer.index, layer.mlp
 
@@ -101,10 +106,10 @@ def apply_gates(
                 return None if gates.ffn is None else gates.ffn[index]
 
             if mlp_placement == "product":
-                handles.append(_on_input(model, mlp.down, channels, gates, _gate_product if keeps_factors else _gate))
+                handles.append(_on_input(model, mlp.down, channels, gates, _gate_product if in_training else _gate))
             else:
-                handles += _gate_branches(model, mlp, channels, gates)
-            handles.append(_on_output(model, mlp.down, _output_gate(gates, "mlp", index), gates))
+                handles += _gate_branches(model, mlp, channels, gates, gated)
+            handles.append(_on_output(model, mlp.down, _output_gate(gates, "mlp", index), gates, gated))
     return AppliedGates(handles)
 
 
@@ -114,7 +119,7 @@ def apply_masks(model: PreTrainedModel, anatomy: Anatomy, masks: Masks) -> Appli
     return apply_gates(model, anatomy, Gates.from_masks(masks, dtype=parameter.dtype, device=parameter.device))
 
 
-def _gate_attention(model: PreTrainedModel, part: Attention, index: int, gates: Gates) -> list[RemovableHandle]:
+def _gate_attention(model: PreTrainedModel, part: Attention, index: int, gates: Gates, gated: Gated) -> list[RemovableHandle]:
     def head_gates() -> Tensor | None:  # (num_q_heads * head_dim,), here and below with a row a part where there are parts
         groups = _at(gates.kv_groups, index)
         groups = None if groups is None else groups.repeat_interleave(part.q_heads_per_group, dim=-1)
@@ -126,24 +131,26 @@ def _gate_attention(model: PreTrainedModel, part: Attention, index: int, gates: 
         return None if groups is None else groups.repeat_interleave(part.head_dim, dim=-1)
 
     handles = [
-        _on_input(model, part.o, head_gates, gates),
-        _on_output(model, part.o, _output_gate(gates, "attn", index), gates),
+        _on_input(model, part.o, head_gates, gates, gated),
+        _on_output(model, part.o, _output_gate(gates, "attn", index), gates, gated),
     ]
     if part.qk_norm_spans_heads:  # a removed head must not enter the norm that the kept heads share
-        handles.append(_on_output(model, part.q.module, head_gates, gates))
-        handles.append(_on_output(model, part.k.module, group_gates, gates))
+        handles.append(_on_output(model, part.q.module, head_gates, gates, gated))
+        handles.append(_on_output(model, part.k.module, group_gates, gates, gated))
     return handles
 
 
-def _gate_branches(model: PreTrainedModel, mlp: MLP, channels: Callable[[], Tensor | None], gates: Gates) -> list[RemovableHandle]:
+def _gate_branches(
+    model: PreTrainedModel, mlp: MLP, channels: Callable[[], Tensor | None], gates: Gates, gated: Gated
+) -> list[RemovableHandle]:
     if mlp.gate.module != mlp.up.module:
-        return [_on_output(model, module, channels, gates) for module in (mlp.gate.module, mlp.up.module)]
+        return [_on_output(model, module, channels, gates, gated) for module in (mlp.gate.module, mlp.up.module)]
 
     def both_halves() -> Tensor | None:
         gate = channels()
         return None if gate is None else torch.cat([gate, gate], dim=-1)
 
-    return [_on_output(model, mlp.gate.module, both_halves, gates)]
+    return [_on_output(model, mlp.gate.module, both_halves, gates, gated)]
 
 
 def _output_gate(gates: Gates, sublayer: Literal["attn", "mlp"], index: int) -> Callable[[], Tensor | None]:
@@ -160,30 +167,27 @@ def _product(left: Tensor | None, right: Tensor | None) -> Tensor | None:
     return left * right
 
 
-def _times(x: Tensor, gate: Tensor, parts: Parts) -> Tensor:
-    """x * gate, every part of the tokens by its own row of the gate."""
+def _times(x: Tensor, gate: Tensor, parts: Parts, out: Tensor | None = None) -> Tensor:
+    """x * gate, every part of the tokens by its own row of the gate; into `out`, which may be x."""
     if parts is None or gate.dim() < 2:
-        return x * gate
-    out = torch.empty_like(x)
-    for i, (start, end) in enumerate(_bounds(parts, x.shape[-2])):
+        return torch.mul(x, gate, out=out)
+    out = torch.empty_like(x) if out is None else out
+    for i, (start, end) in enumerate(_bounds(x, gate, parts)):
         torch.mul(x[..., start:end, :], gate[i], out=out[..., start:end, :])
     return out
 
 
-def _sum_over_tokens(x: Tensor, gate: Tensor, parts: Parts) -> Tensor:
-    """(units,) or, with parts, (parts, units): the gradient of a gate from that of each token."""
+def _bounds(x: Tensor, gate: Tensor, parts: Parts) -> list[tuple[int, int]]:
+    """First and last token + 1 on which each row of the gate acts, among all tokens of x."""
+    length = x.numel() // x.shape[-1]
     if parts is None or gate.dim() < 2:
-        return x.flatten(0, -2).sum(0)
-    return torch.stack([x[..., start:end, :].flatten(0, -2).sum(0) for start, end in _bounds(parts, x.shape[-2])])
-
-
-def _bounds(parts: tuple[int, ...], length: int) -> list[tuple[int, int]]:
+        return [(0, length)]
     ends = list(itertools.accumulate(parts))
     return list(zip([0, *ends[:-1]], [*ends[:-1], length], strict=True))
 
 
 class _Gated(torch.autograd.Function):
-    """x * gate by parts, without a second copy of x."""
+    """x * gate."""
 
     @staticmethod
     def forward(context: Any, x: Tensor, gate: Tensor, parts: Parts) -> Tensor:
@@ -194,48 +198,65 @@ class _Gated(torch.autograd.Function):
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         x, gate = context.saved_tensors
-        return _times(gradient, gate, context.parts), _sum_over_tokens(gradient * x, gate, context.parts), None
+        of_each = (gradient * x).flatten(0, -2)
+        of_gate = torch.stack([of_each[start:end].sum(0) for start, end in _bounds(x, gate, context.parts)])
+        return _times(gradient, gate, context.parts), of_gate.view_as(gate), None
 
 
 class _GatedProduct(torch.autograd.Function):
-    """x * gate for an x that is left * right: keeps both factors, which x's own backward keeps anyway, instead of x.
+    """left * right * gate, written into `product`, which holds left * right and is nobody else's.
 
-    The activation of every MLP channel would otherwise live twice until the backward pass.
+    The activation of every MLP channel would otherwise live twice until the backward pass, and be read and written once more.
     """
 
     @staticmethod
-    def forward(context: Any, x: Tensor, gate: Tensor, parts: Parts, left: Tensor, right: Tensor) -> Tensor:
-        context.save_for_backward(gate, left, right)
+    def forward(context: Any, left: Tensor, right: Tensor, gate: Tensor, parts: Parts, product: list[Tensor]) -> Tensor:
+        context.save_for_backward(left, right, gate)
         context.parts = parts
-        return _times(x, gate, parts)
+        return _times(product[0], gate, parts, out=product[0])
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        gate, left, right = context.saved_tensors
-        of_gate = _sum_over_tokens((gradient * left).mul_(right), gate, context.parts)
-        return _times(gradient, gate, context.parts), of_gate, None, None, None
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        left, right, gate = context.saved_tensors
+        of_left, of_right = left.new_empty(left.shape), right.new_empty(right.shape)
+        of_gate = torch.zeros_like(_rows(gate), dtype=torch.float32)
+        of_output, lefts, rights, into_left, into_right = (t.flatten(0, -2) for t in (gradient, left, right, of_left, of_right))
+        step = max(1, PIECE_BYTES // (left.element_size() * left.shape[-1])) if left.device.type == "cpu" else len(lefts)
+        for i, (start, end) in enumerate(_bounds(left, gate, context.parts)):
+            for at in range(start, end, step):
+                rows = slice(at, min(at + step, end))
+                here = torch.mul(of_output[rows], rights[rows], out=into_left[rows])
+                of_gate[i] += (here * lefts[rows]).sum(0, dtype=torch.float32)
+                here.mul_(_rows(gate)[i])
+                torch.mul(of_output[rows], lefts[rows], out=into_right[rows]).mul_(_rows(gate)[i])
+        return of_left, of_right, of_gate.to(gate.dtype).view_as(gate), None, None
+
+
+def _rows(gate: Tensor) -> Tensor:
+    """(parts or 1, units)"""
+    return gate if gate.dim() == 2 else gate[None]
 
 
 def _gate(x: Tensor, gate: Tensor, parts: Parts) -> Tensor:
     return x * gate if parts is None else _Gated.apply(x, gate, parts)
 
 
+def _gate_fresh(x: Tensor, gate: Tensor, parts: Parts) -> Tensor:
+    """As `_gate`, for an x that only the next module reads: without gradient in its place."""
+    return _Gated.apply(x, gate, parts) if torch.is_grad_enabled() else _times(x, gate, parts, out=x)
+
+
 def _gate_product(x: Tensor, gate: Tensor, parts: Parts) -> Tensor:
+    """As `_gate_fresh`, for an x that is a product."""
     node: Any = x.grad_fn
     if torch.is_grad_enabled() and gate.requires_grad and node is not None and node.name() == "MulBackward0":
         left, right = node._saved_self, node._saved_other
         if left is not None and right is not None and left.shape == right.shape == x.shape:
-            return _GatedProduct.apply(x, gate, parts, left.detach(), right.detach())
-    return _gate(x, gate, parts)
+            return _GatedProduct.apply(left, right, gate, parts, [x.detach()])
+    return _gate_fresh(x, gate, parts)
 
 
-def _on_input(
-    model: nn.Module,
-    path: str,
-    read: Callable[[], Tensor | None],
-    gates: Gates,
-    gated: Callable[[Tensor, Tensor, Parts], Tensor] = _gate,
-) -> RemovableHandle:
+def _on_input(model: nn.Module, path: str, read: Callable[[], Tensor | None], gates: Gates, gated: Gated) -> RemovableHandle:
     def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         gate = read()
         return None if gate is None else (gated(inputs[0], gate.to(inputs[0].device, inputs[0].dtype), gates.parts), *inputs[1:])
@@ -243,9 +264,9 @@ def _on_input(
     return model.get_submodule(path).register_forward_pre_hook(hook)
 
 
-def _on_output(model: nn.Module, path: str, read: Callable[[], Tensor | None], gates: Gates) -> RemovableHandle:
+def _on_output(model: nn.Module, path: str, read: Callable[[], Tensor | None], gates: Gates, gated: Gated) -> RemovableHandle:
     def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
         gate = read()
-        return None if gate is None else _gate(output, gate.to(output.device, output.dtype), gates.parts)
+        return None if gate is None else gated(output, gate.to(output.device, output.dtype), gates.parts)
 
     return model.get_submodule(path).register_forward_hook(hook)

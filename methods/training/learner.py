@@ -108,7 +108,7 @@ class MaskLearner(Learner):
             self.anatomy,
             self.live,
             mlp_placement=settings.mlp_placement,
-            keeps_factors=not settings.gradient_checkpointing,
+            in_training=not settings.gradient_checkpointing,
         )
         if settings.gradient_checkpointing:
             self._open.enter_context(packed_attention(model))  # the backward pass computes attention again

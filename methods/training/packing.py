@@ -120,7 +120,7 @@ def run_packed(model: PreTrainedModel, pack: Pack, call: Callable[[dict[str, Any
             inputs["packed"] = pack.layout
         elif pack.layout.prefix:
             raise BadInput(f"examples can't share a prefix in a {model.config.model_type} model; put it before each of them.")
-        logits: Tensor = call(inputs).logits[0]
+        logits: Tensor = call(inputs).logits.squeeze(0)  # whose gradient is a view, unlike that of [0]
     return logits
 
 

@@ -118,10 +118,10 @@ def test_a_removed_unit_gets_no_gradient_into_its_own_weights():
         assert layer.mlp.gate_proj.weight.grad[~gone].abs().max() > 0
 
 
-@pytest.mark.parametrize("keeps_factors", [True, False])
+@pytest.mark.parametrize("in_training", [True, False])
 @pytest.mark.parametrize("placement", ["product", "branches"])
 @pytest.mark.parametrize("family", ["llama", "phi3", "olmo2"])
-def test_each_part_of_a_row_meets_its_own_gates(family, placement, keeps_factors):
+def test_each_part_of_a_row_meets_its_own_gates(family, placement, in_training):
     """As two parts alone, each under its own gates: states and the gradients of the gates; the last part goes to the row's end."""
     model = tiny_model(family)
     anatomy = Anatomy.from_model(model)
@@ -144,7 +144,7 @@ def test_each_part_of_a_row_meets_its_own_gates(family, placement, keeps_factors
     for start, end in ((0, 8), (8, 20)):
         border[..., start:end, start:end] = torch.full((end - start, end - start), float("-inf")).triu(1)
     positions = torch.cat([torch.arange(8), torch.arange(12)])[None]
-    with apply_gates(model, anatomy, together, mlp_placement=placement, keeps_factors=keeps_factors):
+    with apply_gates(model, anatomy, together, mlp_placement=placement, in_training=in_training):
         states = model.get_submodule("model")(tokens, attention_mask=border, position_ids=positions).last_hidden_state
     torch.testing.assert_close(states, torch.cat(alone, 1), atol=1e-5, rtol=1e-4)
     states.square().sum().backward()

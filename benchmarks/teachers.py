@@ -1,0 +1,95 @@
+"""How good NutePrune's teachers are: the loss of student and teacher on held-out text while a grid's pruning stage runs.
+
+    python benchmarks/teachers.py configs/nuteprune/ablation.yaml --data DIR
+
+The first NutePrune of the grid with its seed and sparsity, without the fine-tuning. Both losses are in nats a label token, on the
+same held-out examples of the pruning text, with the gates as they stand (no noise), as a snapshot has them. The student's loss
+under its own past is only worth following if that past is better than the student is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+
+from experiments.load_config import load_config
+from experiments.seeds import seed_for
+from methods.data import PruningData
+from methods.nuteprune import pruner
+from methods.nuteprune.teaching import Distill
+from methods.pruner import Run
+from methods.training.cross_entropy import cross_entropy
+from methods.training.hardening import deterministic_values
+from methods.training.packing import Pack, PackSampler, lm_loss
+from methods.training.precision import computing_in
+from models.budget import Budget
+from models.loading import load_model
+from models.soft_masks import Gates
+
+
+class Watched(Distill):
+    """Says what student and teacher are worth before every `every`-th step."""
+
+    packs: list[Pack]
+    every: int
+
+    def step(self, step: int) -> dict[str, float]:
+        if step % self.every == 0 or step + 1 == self.steps:
+            self._report(step)
+        return super().step(step)
+
+    @torch.no_grad()
+    def _report(self, step: int) -> None:
+        learner = self.learner
+        index = learner.teachers.select(self.steps - step)
+        sampled = Gates(**vars(learner.live))
+        totals = [0.0, 0.0]
+        with computing_in(learner.settings.compute_dtype, learner.model.device):
+            for pack in (pack.to(learner.model.device) for pack in self.packs):
+                learner.gates.as_gates(deterministic_values(learner.gates, learner.anatomy), learner.live)
+                totals[0] += lm_loss(learner.model, pack).item() * len(pack.targets)
+                theirs = learner.teacher_logits(pack, index)
+                totals[1] += cross_entropy(theirs[pack.predict_at], pack.targets).item() * len(pack.targets)
+        for name, value in vars(sampled).items():
+            setattr(learner.live, name, value)
+        labels = sum(int((pack.targets >= 0).sum()) for pack in self.packs)
+        student = learner.size.sparsity(learner.gates.open_probabilities()).item()
+        teacher = 0.0 if index is None else learner.teachers.sparsities[index]
+        name = "dense" if index is None else f"{teacher:.1%}"
+        print(f"| {step} | {student:.1%} | {name} | {totals[0] / labels:.3f} | {totals[1] / labels:.3f} |", flush=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", type=Path, help="a grid with NutePrune")
+    parser.add_argument("--data", type=Path, required=True, help="folder of benchmark data")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as of run_all.py")
+    parser.add_argument("--every", type=int, default=8, help="steps between two reports")
+    parser.add_argument("--examples", type=int, default=8, help="held-out examples")
+    arguments = parser.parse_args()
+    grid = load_config(arguments.config, arguments.set)
+    choice = next(choice for choice in grid.grid.method if choice.name == "nuteprune")
+    settings = grid.method_config.get("nuteprune", {}) | choice.config | {"finetune_epochs": 0}
+    loaded = load_model(grid.grid.model[0])
+    seed = grid.grid.seed[0]
+    data = PruningData(torch.empty(0, 0, dtype=torch.int64), "none", loaded.tokenizer, seed_for(seed, "calibration"), arguments.data)
+    method = pruner.NutePrune(pruner.NutePruneConfig(**settings))
+    held_out = data.training_text(method.config.text).validation[: arguments.examples]
+    sampler = PackSampler(held_out, method.config.batch_tokens, 0)
+    Watched.packs, Watched.every = [sampler.next() for _ in range(sampler.packs_per_epoch)], arguments.every
+    pruner.Distill = Watched  # type: ignore[misc]
+    print("| step | student | teacher | student's loss | teacher's loss |\n| ---: | ---: | ---: | ---: | ---: |")
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run(seed=seed_for(seed, "prune"), device=torch.device(loaded.model.device), folder=Path(folder))
+        method.prune(loaded.model.eval(), Budget(grid.grid.sparsity[0], grid.grid.basis), data, run)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -32,7 +32,7 @@ class _MaskedError(torch.autograd.Function):
         live[..., tokens:, :] = False
         difference = (teacher.float() - student.float()).mul_(live)
         if scale == "absolute":
-            weights = 1 / live.sum().clamp(min=1)
+            weights = 1 / live.count_nonzero().clamp(min=1)
             total = torch.dot(difference.flatten(), difference.flatten()) * weights
         else:
             lengths = [torch.linalg.vector_norm(state, dim=-1, keepdim=True) for state in (student.float(), teacher.float().mul(live))]
@@ -73,7 +73,8 @@ class _KL(torch.autograd.Function):
     def forward(context: Any, student: Tensor, teacher: Tensor, temperature: float, positions: int) -> Tensor:
         total = torch.zeros((), dtype=torch.float32, device=student.device)
         chunk = positions_at_once(student)
-        chunks = [torch.empty(chunk, student.shape[-1], device=student.device) for _ in range(3)]
+        shape = min(chunk, positions), student.shape[-1]
+        chunks = [torch.empty(shape, dtype=torch.float32, device=student.device) for _ in range(3)]
         for ours, theirs in zip(student[:positions].split(chunk), teacher[:positions].split(chunk), strict=True):
             log_ours, log_theirs, chance = (held[: len(ours)] for held in chunks)
             torch.log_softmax(chance.copy_(ours).div_(temperature), -1, out=log_ours)

@@ -60,8 +60,11 @@ def cells_of(options: argparse.Namespace) -> set[str]:
     return {cell.id for grid in grids for cell in plan_grid(grid, options.data)}
 
 
-def table(out: Path, wanted_cells: set[str], against: str | None, page: Path) -> str:
+def table(out: Path, wanted_cells: set[str], against: str | None, page: Path, shows_tasks: bool = False) -> str:
     """Markdown: what was measured and how, one row a setting, paired differences from `against` at each sparsity, schedules.
+
+    Args:
+        shows_tasks: also the score of each task where there is a chance level.
 
     Raises:
         SystemExit: there is no record to show.
@@ -76,9 +79,36 @@ def table(out: Path, wanted_cells: set[str], against: str | None, page: Path) ->
     wanted = ["method", "sparsity", "recovery"]
     wanted += [f"{suite}|{part}" for suite in suite_ids(entries) for part in ("mean", "retention")] + list(COST) + ["status"]
     columns = [column for key in wanted for column in whole.columns if column.key == key]
-    parts = [*gains(entries, out), *differences(entries, out, against), *held_out(entries), *schedules(entries, page)]
-    parts += layers(entries, against, page)
+    parts = by_task(entries) if shows_tasks else []
+    parts += [*gains(entries, out), *differences(entries, out, against), *held_out(entries)]
+    parts += [*schedules(entries, page), *layers(entries, against, page)]
     return "\n".join([*definitions(entries), "", as_markdown(columns, whole.rows), *parts])
+
+
+def by_task(entries: list[Entry]) -> list[str]:
+    """Every task of each suite of tasks with a chance level, and the mean over those on which the dense model is above it."""
+    lines: list[str] = []
+    for suite_id in suite_ids(entries):
+        found = [entry for entry in entries if suite_id in entry.suites]
+        dense = next((entry for entry in found if entry.is_dense), None)
+        if dense is None:
+            continue
+        tasks = dense.suites[suite_id].tasks
+        able = [name for name, score in tasks.items() if score.chance is not None and not score.is_at_chance]
+        if not able:
+            continue
+        columns = [Column(key, key, "always", "", False) for key in ("setting", "sparsity", *tasks, "mean of these", "of dense")]
+        rows = []
+        for entry in found:
+            scores = {name: score.value for name, score in entry.suites[suite_id].tasks.items()}
+            mean = sum(scores[name] for name in able) / len(able)
+            of_dense = mean * len(able) / sum(tasks[name].value for name in able)
+            words = [entry.full_label, "" if entry.is_dense else f"{entry.sparsity:.0%}", *(f"{100 * scores[name]:.1f}" for name in tasks)]
+            words += [f"{100 * mean:.1f}", f"{of_dense:.0%}"]
+            rows.append({column.key: Cell(None, word) for column, word in zip(columns, words, strict=True)})
+        head = f"`{suite_id}` by task, in %; \"these\" are the tasks on which the dense model is above chance: {', '.join(able)}."
+        lines += ["", head, "", as_markdown(columns, rows)]
+    return [*lines, ""]
 
 
 def held_out(entries: list[Entry]) -> list[str]:
@@ -211,6 +241,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="output folder; default results/NAME OF THE PAGE")
     parser.add_argument("--set", action="append", default=[], dest="settings", metavar="KEY=VALUE", help="over every grid; repeatable")
     parser.add_argument("--against", metavar="ROW", help="method (and settings) from which all others are told apart")
+    parser.add_argument("--tasks", action="store_true", help="show every task that has a chance level too")
     parser.add_argument("--no-run", action="store_true", help="only write the table of the records that are there")
     options = parser.parse_args()
     options.out = options.out or ROOT / "results" / options.page.stem
@@ -223,7 +254,8 @@ def main() -> int:
     command = f"python benchmarks/findings.py {' '.join(map(str, options.configs))} --data DIR --page {options.page}"
     command += "".join(f" --set {shlex.quote(setting)}" for setting in options.settings)
     command += f" --against {shlex.quote(options.against)}" if options.against else ""
-    write_page(options.page, table(options.out, cells, options.against, options.page), command)
+    command += " --tasks" * options.tasks
+    write_page(options.page, table(options.out, cells, options.against, options.page, options.tasks), command)
     print(options.page)
     return 0
 

@@ -30,7 +30,6 @@ from methods.training.packing import Pack, PackSampler, lm_loss
 from methods.training.precision import computing_in
 from models.budget import Budget
 from models.loading import load_model
-from models.soft_masks import Gates
 
 
 class Watched(Distill):
@@ -48,17 +47,15 @@ class Watched(Distill):
     def _report(self, step: int) -> None:
         learner = self.learner
         index = learner.teachers.select(self.steps - step)
-        sampled = Gates(**vars(learner.live))
+        learner.gates.as_gates(deterministic_values(learner.gates, learner.anatomy), learner.live)  # the step draws its own
         totals = [0.0, 0.0]
         with computing_in(learner.settings.compute_dtype, learner.model.device):
-            for pack in (pack.to(learner.model.device) for pack in self.packs):
-                learner.gates.as_gates(deterministic_values(learner.gates, learner.anatomy), learner.live)
-                totals[0] += lm_loss(learner.model, pack).item() * len(pack.targets)
-                theirs = learner.teacher_logits(pack, index)
-                totals[1] += cross_entropy(theirs[pack.predict_at], pack.targets).item() * len(pack.targets)
-        for name, value in vars(sampled).items():
-            setattr(learner.live, name, value)
-        labels = sum(int((pack.targets >= 0).sum()) for pack in self.packs)
+            for pack in self.packs:
+                here = pack.to(learner.model.device)  # which may add predictions without target
+                theirs = learner.teacher_logits(here, index)
+                totals[0] += lm_loss(learner.model, here).item() * len(pack.targets)
+                totals[1] += cross_entropy(theirs[here.predict_at], here.targets).item() * len(pack.targets)
+        labels = sum(len(pack.targets) for pack in self.packs)
         student = learner.size.sparsity(learner.gates.open_probabilities()).item()
         teacher = 0.0 if index is None else learner.teachers.sparsities[index]
         name = "dense" if index is None else f"{teacher:.1%}"

@@ -204,7 +204,8 @@ class _Gated(torch.autograd.Function):
 
 
 class _GatedProduct(torch.autograd.Function):
-    """left * right * gate, written into `product`, which holds left * right and is nobody else's.
+    """left * right * gate, written into `product`, which holds left * right, is nobody else's, and comes in a list so that autograd
+    takes what is returned for a new tensor.
 
     The activation of every MLP channel would otherwise live twice until the backward pass, and be read and written once more.
     """

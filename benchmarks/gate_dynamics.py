@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from benchmarks.training_cost import SMOLLM2_135M
+from benchmarks.training_cost import SHAPES
 from methods.training.expected_size import ExpectedSize
 from methods.training.gates import GateKinds, GateSet
 from methods.training.lagrangian import Lagrangian
@@ -89,7 +89,7 @@ def main() -> int:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     with torch.device("meta"):
-        anatomy = Anatomy.from_model(LlamaForCausalLM(LlamaConfig(**SMOLLM2_135M)))  # type: ignore[arg-type]
+        anatomy = Anatomy.from_model(LlamaForCausalLM(LlamaConfig(**SHAPES["smollm2-135m"])))  # type: ignore[arg-type]
     shown = [round((i + 1) * arguments.steps / SHOWN) - 1 for i in range(SHOWN)]
     places = ", ".join(str(step + 1) for step in shown)
     print(f"{'sparsity':>8} {'mask lr':>8} {'mult. lr':>8} {'lambda2':>8}  expected/target at step {places}")

@@ -2,8 +2,9 @@
 
     python benchmarks/training_cost.py --tokens 512 --rounds 5
 
-The steps take turns on one model of SmolLM2-135M's shape with random weights (a step's cost does not depend on them); a
-side's time is the minimum of its rounds:
+The steps take turns on one model with random weights (a step's cost does not depend on them), of SmolLM2-135M's shape or, with
+`--shape llama-7b --layers 4`, of the first layers of LLaMA-7B, for which 10 GB suffice in float32; a side's time is the minimum of its
+rounds:
   plain          forward with logits everywhere, as transformers does it, loss, backward, clip, AdamW on LoRA
   plain-lean     the same with logits only where labels are: the stricter comparison
   compresso      `LearnMasks.step`: draw, gated forward, backward, Lagrangian, AdamW on LoRA, gates and multipliers, clamp
@@ -38,23 +39,35 @@ from methods.training.packing import Pack, lm_loss, pack_logits
 from methods.training.stages import LearnMasks
 from models.budget import Budget
 
-SMOLLM2_135M = {
-    "vocab_size": 49152,
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_hidden_layers": 30,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "tie_word_embeddings": True,
+SHAPES = {
+    "smollm2-135m": {
+        "vocab_size": 49152,
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "tie_word_embeddings": True,
+    },
+    "llama-7b": {
+        "vocab_size": 32000,
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "tie_word_embeddings": False,
+    },
 }
 BOUNDS = {"compresso": (1.10, 1.10), "nuteprune": (1.05, 1.15)}  # time, memory
 
 
-def smollm2(device: torch.device, layers: int, dtype: torch.dtype) -> Any:
+def random_model(shape: str, layers: int | None, device: torch.device, dtype: torch.dtype) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    return LlamaForCausalLM(LlamaConfig(**SMOLLM2_135M | {"num_hidden_layers": layers})).to(device, dtype).eval()
+    config = LlamaConfig(**SHAPES[shape] | ({} if layers is None else {"num_hidden_layers": layers}))
+    return LlamaForCausalLM(config).to(device, dtype).eval()
 
 
 def examples(tokens: int, response: float) -> list[Example]:
@@ -62,7 +75,7 @@ def examples(tokens: int, response: float) -> list[Example]:
     generator = torch.Generator().manual_seed(0)
     length = min(128, tokens)
     return [
-        Example(torch.randint(10, 49000, (length,), generator=generator), round(length * (1 - response))) for _ in range(tokens // length)
+        Example(torch.randint(10, 32000, (length,), generator=generator), round(length * (1 - response))) for _ in range(tokens // length)
     ]
 
 
@@ -110,7 +123,7 @@ def seconds(step: Callable[[], None], device: torch.device) -> float:
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     device = torch.device(arguments.device)
-    model = smollm2(device, arguments.layers, getattr(torch, arguments.dtype))
+    model = random_model(arguments.shape, arguments.layers, device, getattr(torch, arguments.dtype))
     text = examples(arguments.tokens, arguments.response)
     settings = LearnerSettings(
         rank=8,
@@ -193,7 +206,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         predictions = len(pack.targets)
     best = {name: min(values) for name, values in times.items()}
     return {
-        "shape": f"SmolLM2-135M, {arguments.layers} layers, {arguments.dtype}, {device.type}, {torch.get_num_threads()} threads",
+        "shape": f"{arguments.shape}, {model.config.num_hidden_layers} layers, {arguments.dtype}",
+        "device": f"{device.type}, {torch.get_num_threads()} threads",
         "tokens": pack.num_tokens,
         "labels": predictions,
         "placement": arguments.placement,
@@ -236,7 +250,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=512, help="tokens of a batch")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--layers", type=int, default=30)
+    parser.add_argument("--shape", choices=tuple(SHAPES), default="smollm2-135m")
+    parser.add_argument("--layers", type=int, help="so many instead of all of the shape's")
     parser.add_argument("--response", type=float, default=0.5, help="share of the tokens that carries labels")
     parser.add_argument("--placement", choices=("product", "branches"), default="product")
     parser.add_argument("--device", default="cpu")

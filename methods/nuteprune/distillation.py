@@ -28,11 +28,11 @@ class _MaskedError(torch.autograd.Function):
 
     @staticmethod
     def forward(context: Any, student: Tensor, teacher: Tensor, scale: LayerScale, tokens: int) -> Tensor:
-        live = student != 0
-        live[..., tokens:, :] = False
+        live = student.float().sign().abs_()  # 1 where the student is not zero
+        live[..., tokens:, :] = 0
         difference = (teacher.float() - student.float()).mul_(live)
         if scale == "absolute":
-            weights = 1 / live.count_nonzero().clamp(min=1)
+            weights = 1 / live.sum().clamp_(min=1)
             total = torch.dot(difference.flatten(), difference.flatten()) * weights
         else:
             lengths = [torch.linalg.vector_norm(state, dim=-1, keepdim=True) for state in (student.float(), teacher.float().mul(live))]

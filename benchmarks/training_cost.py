@@ -137,7 +137,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     )
     learner = TaughtLearner(model, settings, Budget(0.35, "blocks"), text, 0, device)
     with tempfile.TemporaryDirectory() as folder, learner:
-        learner.teachers = SnapshotManager(Path(folder), 0.35, gap=1)
+        learner.teachers = SnapshotManager(Path(folder), "run", 0.35, gap=1)
         learner.teachers.store(0.01, learner.snapshot())
         taught = Distill(
             learner,

@@ -54,6 +54,8 @@ def sentence(error: ValidationError, model: type[BaseModel], where: str) -> str:
     if first["type"] == "missing":
         return f"{where}: '{_one_line(field)}' is missing.{more}"
     message = first["msg"].removeprefix("Value error, ").rstrip(".")
+    if first["type"] == "value_error" and not path:  # fields that don't fit together; the message names them
+        return f"{where}: {_one_line(message)}.{more}"
     return f"{where}: {_one_line(field)} = {shown(first.get('input'))} is not accepted: {_one_line(message)}.{more}"
 
 

@@ -23,7 +23,7 @@ Progress = Callable[[str, int, int], None]
 class PrunerConfig(BaseModel):
     """Hyper-parameters of one method; subclass it with typed fields whose defaults are the paper's."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 ConfigT = TypeVar("ConfigT", bound=PrunerConfig)

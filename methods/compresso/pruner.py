@@ -6,7 +6,7 @@ import logging
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -82,6 +82,12 @@ class CompressoConfig(PrunerConfig):
     compute_dtype: ComputeDtype = Field("model", description=PRECISION)
     gradient_checkpointing: bool = Field(False, description="less memory, about a third more time")
     checkpoint_every: int = Field(50, ge=1, description="steps between checkpoints of the training state")
+
+    @model_validator(mode="after")
+    def _ramp_ends(self) -> CompressoConfig:
+        if self.ramp_epochs > self.pruning_epochs:
+            raise ValueError(f"ramp_epochs = {self.ramp_epochs:g} is not accepted: give at most pruning_epochs, {self.pruning_epochs:g}")
+        return self
 
 
 @register("compresso")

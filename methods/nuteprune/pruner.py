@@ -6,7 +6,7 @@ import logging
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -14,7 +14,7 @@ from methods.calibration.training_text import TrainingConfig
 from methods.data import PruningData
 from methods.nuteprune.distillation import KLReduction, LayerScale
 from methods.nuteprune.published_count import published_sparsity_of
-from methods.nuteprune.snapshots import Progression, SnapshotManager
+from methods.nuteprune.snapshots import REACHED_MARGIN, Progression, SnapshotManager
 from methods.nuteprune.teaching import Distill, TaughtLearner
 from methods.pruner import Pruner, PrunerConfig, Run, Support
 from methods.registry import register
@@ -31,6 +31,7 @@ from methods.training.source_text import fingerprint, text_to_learn
 from methods.training.stages import HEAD_MASK_LR, FineTune
 from models.anatomy import Anatomy
 from models.budget import Budget
+from models.errors import BadInput
 from models.masks import Masks
 
 log = logging.getLogger(__name__)
@@ -59,8 +60,8 @@ class NutePruneConfig(PrunerConfig):
     distillation: Progression | Literal["none"] = Field(
         "progressive", description="ablations: 'second_phase' (dense teacher while sparsity rises), 'dense' (always), 'none' (plain loss)"
     )
-    gap: int = Field(10, ge=0, description="snapshots between student and teacher")
-    spacing: float = Field(0.01, gt=0, lt=1, description="sparsity between two snapshots")
+    gap: int = Field(10, ge=1, description="snapshots between student and teacher")
+    spacing: float = Field(0.01, ge=REACHED_MARGIN, lt=1, description="sparsity between two snapshots")
     kl_weight: float = Field(0.1, ge=0)
     layer_weight: float = Field(0.9, ge=0)
     layer_scale: LayerScale = Field(
@@ -72,7 +73,7 @@ class NutePruneConfig(PrunerConfig):
     lora_rank: int = Field(8, ge=0, description="0: gates only, the paper's mask-only stage")
     lora_alpha: float = Field(8.0, gt=0)
     lora_projections: tuple[Projection, ...] = Field(ALL_SEVEN, min_length=1, description="the co-training script alone has q and v")
-    lora_lr: float = Field(1e-3, gt=0, description="falls to 0 linearly")
+    lora_lr: float = Field(1e-3, gt=0, description="falls to 0 linearly, from the end of the mask-only epochs on")
     finetune_lr: float = Field(1e-4, gt=0, description="falls to 0 linearly")
     mask_lr: float = Field(0.1, gt=0)
     head_mask_lr: float | None = Field(None, gt=0, description=HEAD_MASK_LR)
@@ -88,6 +89,15 @@ class NutePruneConfig(PrunerConfig):
     survivors: Survivors = "soft"
     compute_dtype: ComputeDtype = Field("model", description=PRECISION)
     checkpoint_every: int = Field(50, ge=1, description="steps between checkpoints of the training state")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> NutePruneConfig:
+        for name, epochs in (("ramp_epochs", self.ramp_epochs), ("mask_only_epochs", self.mask_only_epochs)):
+            if epochs > self.pruning_epochs:
+                raise ValueError(f"{name} = {epochs:g} is not accepted: give at most pruning_epochs, {self.pruning_epochs:g}")
+        if self.distillation != "none" and self.kl_weight == self.layer_weight == self.lm_weight == 0:
+            raise ValueError("kl_weight, layer_weight and lm_weight are all 0, so there is no loss; give one, or distillation: none")
+        return self
 
 
 @register("nuteprune")
@@ -127,6 +137,8 @@ class NutePrune(Pruner[NutePruneConfig]):
 
     def prune(self, model: PreTrainedModel, budget: Budget, data: PruningData, run: Run) -> Masks:
         config: NutePruneConfig = self.config
+        if model.dtype == torch.float16:
+            raise BadInput("dtype: float16 is too coarse for the gradients of nuteprune's layer loss; use bfloat16 or float32.")
         text = text_to_learn(config.text, config.self_text_examples, model, data, run)
         later = text
         if config.finetune_text is not None and config.finetune_epochs and config.lora_rank:
@@ -146,8 +158,10 @@ class NutePrune(Pruner[NutePruneConfig]):
             draws=config.gate_draws,
         )
         learner = TaughtLearner(model, settings, budget, text.train, run.seed, run.device)
+        mark = fingerprint(config, budget, run.seed, [*text.train, *later.train])
         learner.teachers = SnapshotManager(
             run.folder,
+            mark,
             budget.sparsity,
             config.spacing,
             config.gap,
@@ -187,7 +201,6 @@ class NutePrune(Pruner[NutePruneConfig]):
                 examples=later.train,
                 validation=later.validation,
             )
-            mark = fingerprint(config, budget, run.seed, [*text.train, *later.train])
             run_stages([distill, finetune], learner, run, fingerprint=mark, checkpoint_every=config.checkpoint_every)
             log.info("nuteprune learnt its masks on %d tokens, %d snapshots", learner.tokens_seen, learner.teachers.stored)
             masks = learner.finish()

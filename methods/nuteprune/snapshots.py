@@ -30,6 +30,7 @@ class SnapshotManager:
 
     Attributes:
         folder: of the snapshots, one file each; nothing but the teacher of now is in memory.
+        run: fingerprint of the run; the snapshots of another one in the same folder are not used.
         target: final sparsity.
         spacing: of the levels.
         gap: levels between student and teacher in phase A.
@@ -37,6 +38,7 @@ class SnapshotManager:
     """
 
     folder: Path
+    run: str
     target: float
     spacing: float = 0.01
     gap: int = 10
@@ -67,7 +69,7 @@ class SnapshotManager:
 
     def store(self, sparsity: float, tensors: dict[str, Tensor]) -> None:
         """Keeps one snapshot on disk; tensors may be on any device."""
-        write_state(self._path(self.stored), tensors, {"sparsity": sparsity})
+        write_state(self._path(self.stored), tensors, {"run": self.run, "sparsity": sparsity})
         self.sparsities.append(sparsity)
         self.stored += 1
 
@@ -80,12 +82,13 @@ class SnapshotManager:
         """The tensors of a snapshot on `device`.
 
         Raises:
-            PrunebenchError: its file is gone.
+            PrunebenchError: its file is gone, or of another run.
         """
         if self._cached is None or self._cached[0] != index:
             found = read_state(self._path(index))
-            if found is None:
-                raise PrunebenchError(f"teacher snapshot {self._path(index)} is missing or damaged; clean this cell and run it again.")
+            if found is None or found[1].get("run") != self.run:
+                state = "missing or damaged" if found is None else "of another run"
+                raise PrunebenchError(f"teacher snapshot {self._path(index)} is {state}; clean this cell and run it again.")
             self._cached = index, {name: tensor.to(device) for name, tensor in found[0].items()}
         return self._cached[1]
 

@@ -14,6 +14,7 @@ from methods.training.cross_entropy import cross_entropy
 from methods.training.hardening import deterministic_values
 from methods.training.learner import MaskLearner
 from methods.training.packing import Pack, lm_loss, pack_logits, run_packed
+from methods.training.schedule import decayed
 from methods.training.stages import LearnMasks
 from models.soft_masks import Gates
 
@@ -46,13 +47,13 @@ class TaughtLearner(MaskLearner):
         The student's gates, adapters and gradients are the same objects before and after: other gates are handed to the hooks
         and other adapter tensors to this one call.
         """
-        if index is None:
-            gates: dict[str, Tensor] = {}
-            lora = {name: torch.zeros_like(p) for name, p in self._lora().items() if ".lora_B." in name}
+        gates: dict[str, Tensor] = {}
+        if index is None:  # detached, since older autocasts would hand the student the casts made here, without a graph
+            lora = {name: torch.zeros_like(p) if ".lora_B." in name else p.detach() for name, p in self._lora().items()}
         else:
             found = self.teachers.load_snapshot(index, self.model.device)
             gates = {name.removeprefix(GATE): tensor for name, tensor in found.items() if name.startswith(GATE)}
-            lora = {name.removeprefix(LORA): tensor for name, tensor in found.items() if name.startswith(LORA)}
+            lora = {name: found[LORA + name].to(p.device) for name, p in self._lora().items()}
         student = Gates(**vars(self.live))
         try:
             self.gates.as_gates(gates, self.live)
@@ -134,6 +135,10 @@ class Distill(LearnMasks):
         teachers.note(sparsity, self.steps - self._step - 1)
         return values | {"published_sparsity": published_sparsity(self.learner.anatomy, values)}
 
+    def _lora_rate(self, step: int) -> float:
+        resting = self.mask_only_steps
+        return decayed(self.lora_lr, max(0, step - resting), self.steps - resting, "linear")
+
     def _update(self) -> None:
         if self._step < self.mask_only_steps:
             for parameter in self.learner.lora_parameters:
@@ -142,4 +147,4 @@ class Distill(LearnMasks):
 
 
 def _lm(logits: Tensor, pack: Pack) -> Tensor:
-    return cross_entropy(logits[pack.predict_at], pack.targets.to(logits.device))
+    return cross_entropy(logits[pack.predict_at.to(logits.device)], pack.targets.to(logits.device))

@@ -22,6 +22,8 @@ def write_state(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -
     try:
         copies = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
         save_file(copies, temporary, metadata={"format": FORMAT, "facts": json.dumps(facts, sort_keys=True)})
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -114,7 +114,7 @@ class LearnMasks(TrainingStage):
         started = time.perf_counter()
         learner = self.learner
         is_pruning = step >= self.warmup_steps
-        self._set_lora_lr(decayed(self.lora_lr, step, self.steps, "linear"))
+        self._set_lora_lr(self._lora_rate(step))
         loss, tokens = self._accumulate(self.accumulation, draw=is_pruning)
         values = {self.loss_name: loss}
         if is_pruning:
@@ -122,6 +122,9 @@ class LearnMasks(TrainingStage):
         self._update()
         learner.gates.clamp()
         return values | {"tokens_per_second": tokens / (time.perf_counter() - started), "tokens_seen": learner.tokens_seen}
+
+    def _lora_rate(self, step: int) -> float:
+        return decayed(self.lora_lr, step, self.steps, "linear")
 
     def _press(self, pruning_step: int) -> dict[str, float]:
         """Backward pass of the Lagrangian; what is logged of the gates, as they were for this step."""

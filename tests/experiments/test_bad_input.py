@@ -60,6 +60,11 @@ def test_a_sparsity_out_of_range(refused: Any, value: str) -> None:
     assert "grid.sparsity" in refused("run", "--set", f"grid.sparsity={value}")
 
 
+def test_settings_of_a_method_that_do_not_fit_together(refused: Any) -> None:
+    sentence = refused("run", "--method", "nuteprune", "--set", "method_config.nuteprune.ramp_epochs=9")
+    assert sentence == "error: settings of method nuteprune: ramp_epochs = 9 is not accepted: give at most pruning_epochs, 7."
+
+
 def test_a_sparsity_that_the_model_can_not_reach(refused: Any) -> None:
     sentence = refused("run", grid={"sparsity": [0.99], "basis": "total"})
     assert "0.99" in sentence

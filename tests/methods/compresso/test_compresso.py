@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from pydantic import ValidationError
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from methods.calibration.training_text import Example, TrainingConfig
@@ -333,3 +334,8 @@ def test_settings_that_leave_nothing_to_prune_are_refused_with_a_reason(changes,
     support = Compresso(quick(**changes)).supports(Anatomy.from_model(tiny_model("llama")))
     assert not support.ok
     assert reason in support.reason
+
+
+def test_a_ramp_that_would_not_end_is_refused():
+    with pytest.raises(ValidationError, match="ramp_epochs = 4 is not accepted: give at most pruning_epochs, 2"):
+        CompressoConfig(pruning_epochs=2)

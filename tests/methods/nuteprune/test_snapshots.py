@@ -4,11 +4,12 @@ import pytest
 import torch
 
 from methods.nuteprune.snapshots import SnapshotManager
+from models.errors import PrunebenchError
 
 
 def ramped(folder, target, steps=1000, **options):
     """A manager after a straight ramp, and (stored before the step, index taught) at each step of phase A."""
-    manager = SnapshotManager(folder, target, **options)
+    manager = SnapshotManager(folder, "run", target, **options)
     taught = []
     for step in range(steps + 1):
         sparsity = step / steps * target
@@ -76,8 +77,17 @@ def test_ablations_have_the_dense_teacher_in_phase_a(tmp_path, progression):
 
 def test_snapshots_come_back_from_disk_after_a_kill(tmp_path):
     manager, _ = ramped(tmp_path, 0.2)
-    again = SnapshotManager(tmp_path, 0.2)
+    again = SnapshotManager(tmp_path, "run", 0.2)
     again.load(manager.facts())
     assert again.facts() == manager.facts()
     for index in (0, 18, 3):
         assert torch.equal(again.load_snapshot(index, torch.device("cpu"))["gate.ffn"], torch.tensor([manager.sparsities[index]]))
+
+
+def test_the_snapshots_of_another_run_are_not_teachers(tmp_path):
+    mine, _ = ramped(tmp_path, 0.2)
+    other = SnapshotManager(tmp_path, "another run", 0.2)
+    other.store(0.01, {"gate.ffn": torch.ones(1)})
+    with pytest.raises(PrunebenchError, match=r"snapshot_000\.safetensors is of another run; clean this cell"):
+        mine.load_snapshot(0, torch.device("cpu"))
+    assert mine.load_snapshot(1, torch.device("cpu"))["gate.ffn"].item() == pytest.approx(0.02, abs=2e-3)

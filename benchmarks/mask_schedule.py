@@ -38,7 +38,7 @@ def schedule_figure(runs: list[tuple[Entry, Record]], path: Path) -> None:
                 points = record.metrics.curves.get(name)
                 if points:
                     (handles[label],) = axis.plot(*zip(*points, strict=True), **({"lw": 1.3} | look))
-            axis.set_title(f"{fmt.short(entry.label, 34)}, {entry.sparsity:.0%}, seed {record.run.seed}", fontsize=8)
+            axis.set_title(f"{fmt.short(entry.label, 40)}\n{entry.sparsity:.0%}, seed {record.run.seed}", fontsize=8)
             axis.set_xlabel("step")
             axis.set_ylim(bottom=0)
         for axis in axes[len(runs) :]:

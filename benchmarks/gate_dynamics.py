@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from benchmarks.training_cost import SHAPES
+from experiments.model_check import EMBEDDED_SHAPES
 from methods.training.expected_size import ExpectedSize
 from methods.training.gates import GateKinds, GateSet
 from methods.training.lagrangian import Lagrangian
@@ -86,10 +86,10 @@ def main() -> int:
     parser.add_argument("--lambda2-start", type=float, nargs="+", default=[0.0, 1000.0])
     parser.add_argument("--no-hidden", action="store_true", help="no gates on the residual width")
     arguments = parser.parse_args()
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     with torch.device("meta"):
-        anatomy = Anatomy.from_model(LlamaForCausalLM(LlamaConfig(**SHAPES["smollm2-135m"])))  # type: ignore[arg-type]
+        anatomy = Anatomy.from_model(AutoModelForCausalLM.from_config(AutoConfig.for_model(**EMBEDDED_SHAPES["smollm2-135m-instruct"])))
     shown = [round((i + 1) * arguments.steps / SHOWN) - 1 for i in range(SHOWN)]
     places = ", ".join(str(step + 1) for step in shown)
     print(f"{'sparsity':>8} {'mask lr':>8} {'mult. lr':>8} {'lambda2':>8}  expected/target at step {places}")

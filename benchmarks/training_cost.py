@@ -30,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
+from experiments.model_check import EMBEDDED_SHAPES
 from methods.calibration.training_text import Example
 from methods.nuteprune.snapshots import SnapshotManager
 from methods.nuteprune.teaching import Distill, TaughtLearner
@@ -40,16 +41,9 @@ from methods.training.stages import LearnMasks
 from models.budget import Budget
 
 SHAPES = {
-    "smollm2-135m": {
-        "vocab_size": 49152,
-        "hidden_size": 576,
-        "intermediate_size": 1536,
-        "num_hidden_layers": 30,
-        "num_attention_heads": 9,
-        "num_key_value_heads": 3,
-        "tie_word_embeddings": True,
-    },
+    "smollm2-135m": EMBEDDED_SHAPES["smollm2-135m-instruct"],
     "llama-7b": {
+        "model_type": "llama",
         "vocab_size": 32000,
         "hidden_size": 4096,
         "intermediate_size": 11008,
@@ -63,11 +57,11 @@ BOUNDS = {"compresso": (1.10, 1.10), "nuteprune": (1.05, 1.15)}  # time, memory
 
 
 def random_model(shape: str, layers: int | None, device: torch.device, dtype: torch.dtype) -> Any:
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(0)
-    config = LlamaConfig(**SHAPES[shape] | ({} if layers is None else {"num_hidden_layers": layers}))
-    return LlamaForCausalLM(config).to(device, dtype).eval()
+    config = AutoConfig.for_model(**SHAPES[shape] | ({} if layers is None else {"num_hidden_layers": layers}))
+    return AutoModelForCausalLM.from_config(config).to(device, dtype).eval()
 
 
 def examples(tokens: int, response: float) -> list[Example]:

@@ -16,7 +16,7 @@ FORMAT = "prunebench-training-1"
 
 
 def write_state(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-    """Writes tensors and JSON facts under a temporary name, then renames."""
+    """Writes tensors and JSON facts under a temporary name, waits for the disk, then renames."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

@@ -21,9 +21,9 @@ from methods.training.stages import VALIDATION_EXAMPLES, FineTune
 from models.anatomy import Anatomy
 from models.budget import Budget
 from models.errors import BadInput
-from models.slice import slice_model
 from models.soft_masks import apply_masks
 from models.tiny import random_masks, random_tokens, tiny_model
+from tests.methods.learners import assert_sliced_is_trained
 
 BUDGET = Budget(0.35, "blocks")
 LAST_STEP = 8 + 2 - 1  # of the quick settings: eight steps of learning, two of fine-tuning
@@ -165,21 +165,9 @@ def test_merged_adapters_compute_what_attached_ones_did():
 @pytest.mark.parametrize("family", ["llama", "llama_tied"])
 @pytest.mark.parametrize("survivors", ["soft", "hard"])
 def test_the_sliced_model_is_the_one_that_was_trained(tmp_path, family, survivors):
-    """Adapters and decided gates in the forward pass equal the merged, folded and sliced model."""
-    model = tiny_model(family)
-    with learner_on(model) as learner:
-        for parameter in learner.gates.log_alpha.values():
-            parameter.data.copy_(torch.randn(parameter.shape, generator=learner.generator) * 2)
+    with learner_on(tiny_model(family)) as learner:
         learner.settings.__dict__["survivors"] = survivors
-        with torch.no_grad():
-            for parameter in learner.adapters.parameters.values():
-                parameter.add_(0.1)
-            learner.gates.as_gates(learner.harden().values, learner.live)
-            trained = model(random_tokens()).logits
-        masks = learner.finish()
-    with torch.no_grad():
-        sliced = slice_model(model, masks)(random_tokens()).logits
-    assert float((sliced - trained).abs().max()) < 1e-4 * float(trained.abs().max())
+        assert_sliced_is_trained(learner)
 
 
 def test_the_same_seed_gives_the_same_masks_and_weights(tmp_path):

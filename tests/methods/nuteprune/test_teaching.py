@@ -7,8 +7,8 @@ from methods.calibration.training_text import Example
 from methods.training.packing import lm_loss
 from methods.training.precision import computing_in
 from methods.training.stages import FineTune
-from models.slice import slice_model
-from models.tiny import random_tokens, tiny_model
+from models.tiny import tiny_model
+from tests.methods.learners import assert_sliced_is_trained, move_adapters
 from tests.methods.nuteprune.support import CPU, distilling, taught
 
 
@@ -19,9 +19,7 @@ def open_gates(learner):
 def test_a_teacher_forward_leaves_the_student_bit_for_bit(tmp_path):
     model = tiny_model("llama")
     with taught(model, tmp_path) as learner:
-        with torch.no_grad():
-            for parameter in learner.adapters.parameters.values():
-                parameter.add_(0.1)
+        move_adapters(learner)
         learner.teachers.store(0.1, {name: tensor + 0.3 for name, tensor in learner.snapshot().items()})
         pack = learner.next_pack()
         learner.draw_gates(pack)
@@ -45,9 +43,7 @@ def test_a_teacher_forward_leaves_the_student_bit_for_bit(tmp_path):
 def test_the_dense_teacher_is_the_model_as_it_came(tmp_path):
     model = tiny_model("llama")
     with taught(model, tmp_path) as learner:
-        with torch.no_grad():
-            for parameter in learner.adapters.parameters.values():
-                parameter.add_(0.1)
+        move_adapters(learner)
         pack = learner.next_pack()
         learner.draw_gates(pack)
         with torch.no_grad():
@@ -63,9 +59,7 @@ def test_a_student_that_equals_its_teacher_has_no_loss(tmp_path):
         pack = learner.next_pack()
         open_gates(learner)
         assert stage._loss(pack).item() == pytest.approx(0, abs=1e-5)  # B starts at 0
-        with torch.no_grad():
-            for parameter in learner.adapters.parameters.values():
-                parameter.add_(0.1)
+        move_adapters(learner)
         assert stage._loss(pack).item() > 1e-3
         learner.teachers.gap = 1
         learner.teachers.store(0.1, learner.snapshot())
@@ -131,9 +125,7 @@ def test_a_dense_teacher_leaves_the_adapters_their_gradients_in_bfloat16(tmp_pat
     """The teacher's forward pass casts the same tensors first, without a graph."""
     model = tiny_model("llama")
     with taught(model, tmp_path) as learner, computing_in("bfloat16", CPU):
-        with torch.no_grad():
-            for parameter in learner.adapters.parameters.values():
-                parameter.add_(0.1)
+        move_adapters(learner)
         pack = learner.next_pack()
         learner.draw_gates(pack)
         distilling(learner)._loss(pack).backward()
@@ -184,16 +176,5 @@ def test_fine_tuning_lowers_the_loss_on_held_out_text(tmp_path):
 
 
 def test_the_sliced_model_is_the_one_that_was_trained(tmp_path):
-    model = tiny_model("llama_tied")
-    with taught(model, tmp_path) as learner:
-        for parameter in learner.gates.log_alpha.values():
-            parameter.data.copy_(torch.randn(parameter.shape, generator=learner.generator) * 2)
-        with torch.no_grad():
-            for parameter in learner.adapters.parameters.values():
-                parameter.add_(0.1)
-            learner.gates.as_gates(learner.harden().values, learner.live)
-            trained = model(random_tokens()).logits
-        masks = learner.finish()
-    with torch.no_grad():
-        sliced = slice_model(model, masks)(random_tokens()).logits
-    assert float((sliced - trained).abs().max()) < 1e-4 * float(trained.abs().max())
+    with taught(tiny_model("llama_tied"), tmp_path) as learner:
+        assert_sliced_is_trained(learner)

@@ -219,7 +219,7 @@ def test_every_step_is_logged(tmp_path):
     _, _, curves = prune(tmp_path)
     assert [step for step, _ in curves] == list(range(LAST_STEP + 1))
     warmup, pruning, tuning = curves[0][1], curves[3][1], curves[-1][1]
-    assert set(warmup) == {"lm_loss", "tokens_per_second", "tokens_seen"}
+    assert set(warmup) == {"lm_loss", "lora_lr", "tokens_per_second", "tokens_seen"}
     assert {"lm_loss", "expected_sparsity", "target_sparsity", "lambda1", "lambda2", "gate_entropy", "tokens_per_second"} < set(pruning)
     assert {"expected_heads.layer_00", "expected_channels.layer_02", "expected_hidden"} < set(pruning)
     assert pruning["target_sparsity"] == pytest.approx(0.35 * 2 / 4)

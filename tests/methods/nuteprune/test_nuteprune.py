@@ -123,6 +123,14 @@ def test_fine_tuning_leaves_the_masks_alone(tmp_path):
     assert sum(losses[-4:]) < sum(losses[:4])
 
 
+def test_both_rates_fall_to_nothing_in_even_steps(tmp_path):
+    curves = prune(tmp_path, lora_lr=1e-3, finetune_epochs=2.0, finetune_lr=1e-2)[2]
+    pruning = [values["lora_lr"] for values in distilled(curves)]
+    tuning = [values["lora_lr"] for _, values in curves if "lm_loss" in values]
+    for first, rates in ((1e-3, pruning), (1e-2, tuning)):
+        assert rates == pytest.approx([first * (1 - step / len(rates)) for step in range(len(rates))])
+
+
 def test_uniform_holds_every_layer_to_the_same_target(tmp_path):
     masks, _, _ = prune(
         tmp_path,

@@ -23,7 +23,7 @@ from methods.training.loop import Learner, Stage, run_stages
 from methods.training.packed_attention import packed_attention
 from methods.training.packing import Pack, lm_loss
 from methods.training.precision import DESCRIPTION as PRECISION
-from methods.training.precision import ComputeDtype, computing_in
+from methods.training.precision import ComputeDtype, computing_in, frozen_weights_in
 from models.anatomy import Anatomy
 
 
@@ -89,7 +89,7 @@ def recover_lora(model: PreTrainedModel, config: LoraRecoveryConfig, data: Pruni
     adapters = Adapters(model, anatomy, rank=config.rank, alpha=config.alpha, projections=config.projections, generator=run.generator())
     learner = _Learner(adapters)
     stage = _Finetune(model, config, plan, packed(text.validation, config.pack_tokens), learner)
-    with packed_attention(model):
+    with packed_attention(model), frozen_weights_in(config.compute_dtype, model):
         run_stages([stage], learner, run, fingerprint=fingerprint, checkpoint_every=config.checkpoint_every)
     if config.select == "best":
         adapters.load(learner.best)

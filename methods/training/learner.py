@@ -23,7 +23,7 @@ from methods.training.lagrangian import Lagrangian
 from methods.training.loop import Learner
 from methods.training.packed_attention import packed_attention
 from methods.training.packing import Pack, PackSampler
-from methods.training.precision import ComputeDtype
+from methods.training.precision import ComputeDtype, frozen_weights_in
 from models.anatomy import Anatomy
 from models.budget import Budget
 from models.masks import Masks
@@ -103,6 +103,7 @@ class MaskLearner(Learner):
                 projections=settings.projections,
                 generator=self.generator,
             )
+        self._open.enter_context(frozen_weights_in(settings.compute_dtype, model))
         self._applied = apply_gates(
             model,
             self.anatomy,
@@ -157,6 +158,7 @@ class MaskLearner(Learner):
     def finish(self) -> Masks:
         """Merges the adapters, folds the decided gates into the weights, and returns what stays."""
         hardened = self.harden()
+        self._open.close()
         if self.adapters is not None:
             self.adapters.merge()
             self.adapters = None

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-from typing import Literal
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Literal, cast
 
 import torch
+from torch import nn
 
 ComputeDtype = Literal["model", "bfloat16"]
 
@@ -15,3 +17,25 @@ DESCRIPTION = "of training's matrix products; 'bfloat16' leaves all weights as t
 def computing_in(dtype: ComputeDtype, device: torch.device) -> AbstractContextManager[object]:
     """A context for forward passes; 'model' changes nothing. Weights, residual stream, norms, gates and losses keep their dtype."""
     return torch.autocast(device.type, torch.bfloat16) if dtype == "bfloat16" else nullcontext()
+
+
+@contextmanager
+def frozen_weights_in(dtype: ComputeDtype, model: nn.Module) -> Iterator[None]:
+    """Within it, frozen weights of linear layers are held as `computing_in` would cast them in every single pass; after it, all are what
+    they were, the same objects. No value of such a pass changes; without it, the casts of a whole pass live until its backward pass.
+    """
+    held: list[tuple[nn.Linear, nn.Parameter]] = []
+    if dtype == "bfloat16":
+        linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
+        held = [(module, cast(nn.Parameter, module.weight)) for module in linears if _is_frozen(module.weight)]
+    try:
+        for module, weight in held:  # a head that shares the embedding's weight gets its own, as the embedding is no matrix product
+            module.weight = nn.Parameter(weight.to(torch.bfloat16), requires_grad=False)
+        yield
+    finally:
+        for module, weight in held:
+            module.weight = weight
+
+
+def _is_frozen(weight: torch.Tensor) -> bool:
+    return not weight.requires_grad and weight.dtype == torch.float32 and not weight.is_meta

@@ -1,5 +1,7 @@
 """Training with matrix products in bfloat16: everything that is kept stays float32, and the gradients are nearly the same."""
 
+from contextlib import suppress
+
 import pytest
 import torch
 
@@ -7,10 +9,11 @@ from methods.calibration.training_text import Example
 from methods.training.gates import GateKinds
 from methods.training.learner import LearnerSettings, MaskLearner
 from methods.training.packing import lm_loss
-from methods.training.precision import computing_in
+from methods.training.precision import computing_in, frozen_weights_in
 from methods.training.stages import LearnMasks
 from models.budget import Budget
 from models.tiny import random_tokens, tiny_model
+from tests.methods.learners import move_adapters
 
 CPU = torch.device("cpu")
 EXAMPLES = [Example(row, 0) for row in random_tokens(8, 32, seed=1)]
@@ -62,4 +65,46 @@ def test_a_step_leaves_every_dtype_as_it_was():
         )
         stage.enter()
         stage.step(0)
-        assert {p.dtype for p in [*model.parameters(), *learner.lora_parameters, *learner.gates.log_alpha.values()]} == {torch.float32}
+        assert {p.dtype for p in [*learner.lora_parameters, *learner.gates.log_alpha.values()]} == {torch.float32}
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("family", ["llama_tied", "gemma2", "phi3"])
+def test_weights_held_in_bfloat16_change_no_bit_of_a_pass_and_come_back(family):
+    model = tiny_model(family).requires_grad_(False)
+    embedding = model.get_input_embeddings().weight.requires_grad_()
+    before = dict(model.named_parameters(remove_duplicate=False))
+
+    def outcome():
+        embedding.grad = None
+        with computing_in("bfloat16", CPU):
+            logits = model(random_tokens()).logits
+        logits.float().square().sum().backward()
+        return logits.detach(), embedding.grad
+
+    expected = outcome()
+    with suppress(KeyboardInterrupt), frozen_weights_in("bfloat16", model):
+        held = [module.weight for module in model.modules() if isinstance(module, torch.nn.Linear)]
+        assert {weight.dtype for weight in held if not weight.requires_grad} == {torch.bfloat16}
+        for found, plain in zip(outcome(), expected, strict=True):
+            assert torch.equal(found, plain)
+        raise KeyboardInterrupt
+    after = dict(model.named_parameters(remove_duplicate=False))
+    assert all(after[name] is parameter for name, parameter in before.items())
+    with frozen_weights_in("model", model):
+        assert all(module.weight.dtype == torch.float32 for module in model.modules() if isinstance(module, torch.nn.Linear))
+
+
+def test_adapters_are_merged_into_the_weights_as_they_were():
+    model = tiny_model("llama")
+    path = "model.layers.1.self_attn.q_proj"
+    plain = model.get_submodule(path).weight.detach().clone()
+    with learner_of(model, "bfloat16") as learner:
+        move_adapters(learner)
+        found = learner.adapters.tensors()
+        name = next(name for name in found if name.startswith(path) and ".lora_A." in name)
+        added = found[name.replace("lora_A", "lora_B")] @ found[name]
+        learner.finish()
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert added.abs().max() > 1e-3
+    torch.testing.assert_close(model.get_submodule(path).weight, plain + added, atol=1e-6, rtol=0)

@@ -66,22 +66,29 @@ def layer_loss(student: Tensor, teacher: Tensor, scale: LayerScale = "absolute",
 class _KL(torch.autograd.Function):
     """tau^2 * KL(softmax(teacher / tau) || softmax(student / tau)), summed over the first `positions`, a chunk at a time.
 
-    The gradient is made on the way, in the teacher's place, so that neither set of logits lives until the backward pass.
+    The gradient is made on the way, in the teacher's place, so that neither set of logits lives until the backward pass. With
+    e = exp((z - max z) / tau) and its sum s, a row is sum(e_t / s_t * log(e_t / e_s)) + log(s_s / s_t): one pass of exp a side,
+    which torch's log_softmax does not give.
     """
 
     @staticmethod
     def forward(context: Any, student: Tensor, teacher: Tensor, temperature: float, positions: int) -> Tensor:
         total = torch.zeros((), dtype=torch.float32, device=student.device)
-        chunk = positions_at_once(student)
+        chunk = positions_at_once(student, chunks=3)
         shape = min(chunk, positions), student.shape[-1]
         chunks = [torch.empty(shape, dtype=torch.float32, device=student.device) for _ in range(3)]
         for ours, theirs in zip(student[:positions].split(chunk), teacher[:positions].split(chunk), strict=True):
-            log_ours, log_theirs, chance = (held[: len(ours)] for held in chunks)
-            torch.log_softmax(chance.copy_(ours).div_(temperature), -1, out=log_ours)
-            torch.log_softmax(chance.copy_(theirs).div_(temperature), -1, out=log_theirs)
-            torch.exp(log_theirs, out=chance)
-            total += torch.dot(chance.flatten(), log_theirs.sub_(log_ours).flatten())
-            theirs.copy_(log_ours.exp_().sub_(chance).mul_(temperature))
+            of_student, of_teacher, chance = (held[: len(ours)] for held in chunks)
+            for logits, scaled in ((ours, of_student), (theirs, of_teacher)):
+                highest = scaled.copy_(logits).amax(-1, keepdim=True)
+                torch.add(highest / -temperature, scaled, alpha=1 / temperature, out=scaled)
+            torch.exp(of_teacher, out=chance)
+            log_odds = of_teacher.sub_(of_student)
+            of_student.exp_()
+            sum_of_student, sum_of_teacher = of_student.sum(-1, keepdim=True), chance.sum(-1, keepdim=True)
+            chance.mul_(1 / sum_of_teacher)
+            total += torch.dot(chance.flatten(), log_odds.flatten()) + (sum_of_student / sum_of_teacher).log().sum()
+            theirs.copy_(of_student.mul_(temperature / sum_of_student).sub_(chance, alpha=temperature))
         teacher[positions:] = 0
         context.of_student = teacher
         return total * temperature**2

@@ -12,10 +12,10 @@ CPU_BYTES, ACCELERATOR_BYTES = 1 << 19, 1 << 28
 """Of float32 held at once: what fits a CPU's cache, and what keeps an accelerator busy."""
 
 
-def positions_at_once(logits: Tensor) -> int:
-    """Rows of (positions, vocabulary) logits whose softmax is worth making at once, on their device."""
+def positions_at_once(logits: Tensor, chunks: int = 1) -> int:
+    """Rows of (positions, vocabulary) logits whose softmax is worth making at once, on their device, where `chunks` so large are held."""
     held = CPU_BYTES if logits.device.type == "cpu" else ACCELERATOR_BYTES
-    return max(1, held // (4 * logits.shape[-1]))
+    return max(1, held // (4 * chunks * logits.shape[-1]))
 
 
 class _SummedCrossEntropy(torch.autograd.Function):

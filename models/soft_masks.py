@@ -8,11 +8,11 @@ dense width, which `models.slice` reproduces exactly.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,13 +20,12 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from models.anatomy import MLP, Anatomy, Attention
+from models.gated_products import LEARNING, PLAIN, GateFunctions, Parts, Times
 from models.masks import Masks
+from models.open_channels import OpenChannels, OwnForward, Read, leave_out
 
 MLPPlacement = Literal["product", "branches"]
-Parts = tuple[int, ...] | None
-Gated = Callable[[Tensor, Tensor, Parts], Tensor]
-PIECE_BYTES = 1 << 19
-"""Of activations gated at once on a CPU in the backward pass: a few such pieces stay in its cache."""
+Handle = RemovableHandle | OwnForward
 
 
 @dataclass
@@ -66,7 +65,7 @@ class Gates:
 class AppliedGates:
     """Gates while they act on a model; `remove()`, or leaving the `with` block, takes every hook away."""
 
-    def __init__(self, handles: list[RemovableHandle]) -> None:
+    def __init__(self, handles: list[Handle]) -> None:
         self._handles = handles
 
     def remove(self) -> None:
@@ -90,26 +89,19 @@ def apply_gates(
         model: the causal LM itself, not a peft wrapper (`wrapper.get_base_model()` has the same module paths).
         mlp_placement: "product" gates the input of the down projection, so a soft value scales a channel linearly;
             "branches" gates both gate and up projections, as the official code does. Equal for 0 and 1.
-        in_training: the same values and gradients in less time and memory. Tensors that only the gated module reads are
-            overwritten, so no other hook may keep them; backward passes work once; not together with gradient checkpointing,
-            which must not be asked for saved tensors in the forward pass.
+        in_training: the same values and gradients in less time and memory, but for gates that are exactly 0, which get no gradient
+            (through a hard-concrete draw there is none): channels whose gate is 0 take no part in the products.
+            Tensors that only the gated module reads are overwritten, so no other hook may keep them; backward passes work once;
+            not together with gradient checkpointing, which must not be asked for saved tensors in the forward pass.
     """
-    gated = _gate_fresh if in_training else _gate
-    handles = [_on_output(model, anatomy.embedding, lambda: gates.hidden, gates, gated)]
+    functions = LEARNING if in_training else PLAIN
+    open_channels = OpenChannels(lambda: gates.ffn) if in_training else None
+    handles: list[Handle] = [_on_output(model, anatomy.embedding, lambda: gates.hidden, gates, functions.of_output)]
     for layer in anatomy.layers:
         if layer.attention:
-            handles += _gate_attention(model, layer.attention, layer.index, gates, gated)
+            handles += _gate_attention(model, layer.attention, layer.index, gates, functions)
         if layer.mlp:
-            index, mlp = layer.index, layer.mlp
-
-            def channels(index: int = index) -> Tensor | None:
-                return None if gates.ffn is None else gates.ffn[index]
-
-            if mlp_placement == "product":
-                handles.append(_on_input(model, mlp.down, channels, gates, _gate_product if in_training else _gate))
-            else:
-                handles += _gate_branches(model, mlp, channels, gates, gated)
-            handles.append(_on_output(model, mlp.down, _output_gate(gates, "mlp", index), gates, gated))
+            handles += _gate_mlp(model, layer.mlp, layer.index, gates, functions, mlp_placement, open_channels)
     return AppliedGates(handles)
 
 
@@ -119,7 +111,7 @@ def apply_masks(model: PreTrainedModel, anatomy: Anatomy, masks: Masks) -> Appli
     return apply_gates(model, anatomy, Gates.from_masks(masks, dtype=parameter.dtype, device=parameter.device))
 
 
-def _gate_attention(model: PreTrainedModel, part: Attention, index: int, gates: Gates, gated: Gated) -> list[RemovableHandle]:
+def _gate_attention(model: PreTrainedModel, part: Attention, index: int, gates: Gates, functions: GateFunctions) -> list[Handle]:
     def head_gates() -> Tensor | None:  # (num_q_heads * head_dim,), here and below with a row a part where there are parts
         groups = _at(gates.kv_groups, index)
         groups = None if groups is None else groups.repeat_interleave(part.q_heads_per_group, dim=-1)
@@ -130,30 +122,47 @@ def _gate_attention(model: PreTrainedModel, part: Attention, index: int, gates: 
         groups = _at(gates.kv_groups, index)
         return None if groups is None else groups.repeat_interleave(part.head_dim, dim=-1)
 
-    handles = [
-        _on_input(model, part.o, head_gates, gates, gated),
-        _on_output(model, part.o, _output_gate(gates, "attn", index), gates, gated),
+    handles: list[Handle] = [
+        _on_input(model, part.o, head_gates, gates, functions.of_input),
+        _on_output(model, part.o, _output_gate(gates, "attn", index), gates, functions.of_output),
     ]
     if part.qk_norm_spans_heads:  # a removed head must not enter the norm that the kept heads share
-        handles.append(_on_output(model, part.q.module, head_gates, gates, gated))
-        handles.append(_on_output(model, part.k.module, group_gates, gates, gated))
+        handles.append(_on_output(model, part.q.module, head_gates, gates, functions.of_output))
+        handles.append(_on_output(model, part.k.module, group_gates, gates, functions.of_output))
     return handles
 
 
-def _gate_branches(
-    model: PreTrainedModel, mlp: MLP, channels: Callable[[], Tensor | None], gates: Gates, gated: Gated
-) -> list[RemovableHandle]:
-    if mlp.gate.module != mlp.up.module:
-        return [_on_output(model, module, channels, gates, gated) for module in (mlp.gate.module, mlp.up.module)]
+def _gate_mlp(
+    model: PreTrainedModel,
+    mlp: MLP,
+    index: int,
+    gates: Gates,
+    functions: GateFunctions,
+    placement: MLPPlacement,
+    open_channels: OpenChannels | None,
+) -> list[Handle]:
+    shorter = leave_out(model, mlp, partial(open_channels.of, index)) if open_channels else None
+
+    def channels() -> Tensor | None:
+        values = _at(gates.ffn, index)
+        taking_part = open_channels.of(index) if open_channels and shorter else None
+        return values if values is None or taking_part is None else values.index_select(-1, taking_part)
 
     def both_halves() -> Tensor | None:
-        gate = channels()
-        return None if gate is None else torch.cat([gate, gate], dim=-1)
+        values = channels()
+        return None if values is None else torch.cat([values, values], dim=-1)
 
-    return [_on_output(model, mlp.gate.module, both_halves, gates, gated)]
+    handles: list[Handle] = [*(shorter or [])]
+    if placement == "product":
+        handles.append(_on_input(model, mlp.down, channels, gates, functions.of_product))
+    elif mlp.gate.module == mlp.up.module:
+        handles.append(_on_output(model, mlp.gate.module, both_halves, gates, functions.of_output))
+    else:
+        handles += [_on_output(model, module, channels, gates, functions.of_output) for module in (mlp.gate.module, mlp.up.module)]
+    return [*handles, _on_output(model, mlp.down, _output_gate(gates, "mlp", index), gates, functions.of_output)]
 
 
-def _output_gate(gates: Gates, sublayer: Literal["attn", "mlp"], index: int) -> Callable[[], Tensor | None]:
+def _output_gate(gates: Gates, sublayer: Literal["attn", "mlp"], index: int) -> Read:
     return lambda: _product(gates.hidden, _at(getattr(gates, sublayer), index))
 
 
@@ -167,107 +176,17 @@ def _product(left: Tensor | None, right: Tensor | None) -> Tensor | None:
     return left * right
 
 
-def _times(x: Tensor, gate: Tensor, parts: Parts, out: Tensor | None = None) -> Tensor:
-    """x * gate, every part of the tokens by its own row of the gate; into `out`, which may be x."""
-    if parts is None or gate.dim() < 2:
-        return torch.mul(x, gate, out=out)
-    out = torch.empty_like(x) if out is None else out
-    for i, (start, end) in enumerate(_bounds(x, gate, parts)):
-        torch.mul(x[..., start:end, :], gate[i], out=out[..., start:end, :])
-    return out
-
-
-def _bounds(x: Tensor, gate: Tensor, parts: Parts) -> list[tuple[int, int]]:
-    """First and last token + 1 on which each row of the gate acts, among all tokens of x."""
-    length = x.numel() // x.shape[-1]
-    if parts is None or gate.dim() < 2:
-        return [(0, length)]
-    ends = list(itertools.accumulate(parts))
-    return list(zip([0, *ends[:-1]], [*ends[:-1], length], strict=True))
-
-
-class _Gated(torch.autograd.Function):
-    """x * gate."""
-
-    @staticmethod
-    def forward(context: Any, x: Tensor, gate: Tensor, parts: Parts) -> Tensor:
-        context.save_for_backward(x, gate)
-        context.parts = parts
-        return _times(x, gate, parts)
-
-    @staticmethod
-    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
-        x, gate = context.saved_tensors
-        of_each = (gradient * x).flatten(0, -2)
-        of_gate = torch.stack([of_each[start:end].sum(0) for start, end in _bounds(x, gate, context.parts)])
-        return _times(gradient, gate, context.parts), of_gate.view_as(gate), None
-
-
-class _GatedProduct(torch.autograd.Function):
-    """left * right * gate, written into `product`, which holds left * right, is nobody else's, and comes in a list so that autograd
-    takes what is returned for a new tensor.
-
-    The activation of every MLP channel would otherwise live twice until the backward pass, and be read and written once more.
-    """
-
-    @staticmethod
-    def forward(context: Any, left: Tensor, right: Tensor, gate: Tensor, parts: Parts, product: list[Tensor]) -> Tensor:
-        context.save_for_backward(left, right, gate)
-        context.parts = parts
-        return _times(product[0], gate, parts, out=product[0])
-
-    @staticmethod
-    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        left, right, gate = context.saved_tensors
-        of_left, of_right = left.new_empty(left.shape), right.new_empty(right.shape)
-        of_gate = torch.zeros_like(_rows(gate), dtype=torch.float32)
-        of_output, lefts, rights, into_left, into_right = (t.flatten(0, -2) for t in (gradient, left, right, of_left, of_right))
-        step = max(1, PIECE_BYTES // (left.element_size() * left.shape[-1])) if left.device.type == "cpu" else len(lefts)
-        for i, (start, end) in enumerate(_bounds(left, gate, context.parts)):
-            for at in range(start, end, step):
-                rows = slice(at, min(at + step, end))
-                here = torch.mul(of_output[rows], rights[rows], out=into_left[rows])
-                of_gate[i] += (here * lefts[rows]).sum(0, dtype=torch.float32)
-                here.mul_(_rows(gate)[i])
-                torch.mul(of_output[rows], lefts[rows], out=into_right[rows]).mul_(_rows(gate)[i])
-        return of_left, of_right, of_gate.to(gate.dtype).view_as(gate), None, None
-
-
-def _rows(gate: Tensor) -> Tensor:
-    """(parts or 1, units)"""
-    return gate if gate.dim() == 2 else gate[None]
-
-
-def _gate(x: Tensor, gate: Tensor, parts: Parts) -> Tensor:
-    return x * gate if parts is None else _Gated.apply(x, gate, parts)
-
-
-def _gate_fresh(x: Tensor, gate: Tensor, parts: Parts) -> Tensor:
-    """As `_gate`, for an x that only the next module reads: without gradient in its place."""
-    return _Gated.apply(x, gate, parts) if torch.is_grad_enabled() else _times(x, gate, parts, out=x)
-
-
-def _gate_product(x: Tensor, gate: Tensor, parts: Parts) -> Tensor:
-    """As `_gate_fresh`, for an x that is a product."""
-    node: Any = x.grad_fn
-    if torch.is_grad_enabled() and gate.requires_grad and node is not None and node.name() == "MulBackward0":
-        left, right = node._saved_self, node._saved_other
-        if left is not None and right is not None and left.shape == right.shape == x.shape:
-            return _GatedProduct.apply(left, right, gate, parts, [x.detach()])
-    return _gate_fresh(x, gate, parts)
-
-
-def _on_input(model: nn.Module, path: str, read: Callable[[], Tensor | None], gates: Gates, gated: Gated) -> RemovableHandle:
+def _on_input(model: nn.Module, path: str, read: Read, gates: Gates, times: Times) -> RemovableHandle:
     def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        gate = read()
-        return None if gate is None else (gated(inputs[0], gate.to(inputs[0].device, inputs[0].dtype), gates.parts), *inputs[1:])
+        values = read()
+        return None if values is None else (times(inputs[0], values.to(inputs[0].device), gates.parts), *inputs[1:])
 
     return model.get_submodule(path).register_forward_pre_hook(hook)
 
 
-def _on_output(model: nn.Module, path: str, read: Callable[[], Tensor | None], gates: Gates, gated: Gated) -> RemovableHandle:
+def _on_output(model: nn.Module, path: str, read: Read, gates: Gates, times: Times) -> RemovableHandle:
     def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-        gate = read()
-        return None if gate is None else gated(output, gate.to(output.device, output.dtype), gates.parts)
+        values = read()
+        return None if values is None else times(output, values.to(output.device), gates.parts)
 
     return model.get_submodule(path).register_forward_hook(hook)

@@ -3,16 +3,13 @@
 import pytest
 import torch
 
-from models import soft_masks
 from models.anatomy import Anatomy
 from models.soft_masks import Gates, apply_gates
 from models.tiny import FAMILIES, random_tokens, tiny_model
 
 
-@pytest.mark.parametrize("piece_bytes", [800, 1 << 19])  # of 4 tokens, and of all at once
 @pytest.mark.parametrize("family", FAMILIES)
-def test_training_changes_no_value_and_no_gradient(family, piece_bytes, monkeypatch):
-    monkeypatch.setattr(soft_masks, "PIECE_BYTES", piece_bytes)
+def test_training_changes_no_value_and_no_gradient(family):
     found = []
     for in_training in (False, True):
         model = tiny_model(family)
@@ -51,3 +48,28 @@ def test_the_gated_activation_is_not_kept():
             model(random_tokens())
         kept[in_training] = len({place for shape, place in shapes if shape[-1] == 48 and len(shape) == 3})
     assert kept[True] == kept[False] - len(anatomy.layers)
+
+
+@pytest.mark.parametrize("placement", ["product", "branches"])
+def test_gates_of_zero_alone_get_no_gradient(placement):
+    """Through a hard-concrete draw of 0 there is none; the other gates, the weights and the values must not notice."""
+    draw = torch.Generator().manual_seed(0)
+    starts = [torch.rand(48, generator=draw) for _ in range(3)] + [torch.rand(32, generator=draw)]
+    for start in starts:
+        places = torch.randperm(len(start), generator=draw)
+        start[places[:2]] = 0
+        start[places[2:4]] = 1
+        start[places[4]] = 1e-6
+    found = []
+    for in_training in (False, True):
+        model = tiny_model("llama")
+        gates = [start.clone().requires_grad_() for start in starts]
+        applied = Gates(ffn=gates[:3], hidden=gates[3])
+        with apply_gates(model, Anatomy.from_model(model), applied, mlp_placement=placement, in_training=in_training):
+            loss = model(random_tokens(), labels=random_tokens(seed=1)).loss
+        loss.backward()
+        found.append([loss.detach(), *(torch.where(gate > 0, gate.grad, 0) for gate in gates), *(p.grad for p in model.parameters())])
+        if in_training:
+            assert all((gate.grad == 0)[gate == 0].all() for gate in gates)
+    for plain, lean in zip(*found, strict=True):
+        torch.testing.assert_close(lean, plain, atol=1e-6, rtol=1e-4)

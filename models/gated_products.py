@@ -39,18 +39,22 @@ def times_gate(x: Tensor, gate: Tensor, parts: Parts) -> Tensor:
 
 def learning_input(x: Tensor, gate: Tensor, parts: Parts) -> Tensor:
     """As `times_gate`, for an x that only the next module reads: without gradient in its place. A gate of 0 gets no gradient."""
+    if x.dtype == torch.float16:  # has no room for what a gate gives times its gradient
+        return times_gate(x, gate, parts)
     return cast(Tensor, _Gated.apply(x, gate.to(x.dtype), parts, [] if torch.is_grad_enabled() else [x]))
 
 
 def learning_output(x: Tensor, gate: Tensor, parts: Parts) -> Tensor:
     """As `learning_input`, always in place of x, which the backward pass of the layer that made it does not need."""
+    if x.dtype == torch.float16:
+        return times_gate(x, gate, parts)
     return cast(Tensor, _Gated.apply(x, gate.to(x.dtype), parts, [x.detach()]))
 
 
 def learning_product(x: Tensor, gate: Tensor, parts: Parts) -> Tensor:
     """As `learning_output`, for an x that is a product: of the three only the factors are kept for the backward pass."""
     node: Any = x.grad_fn
-    if torch.is_grad_enabled() and gate.requires_grad and node is not None and node.name() == "MulBackward0":
+    if gate.requires_grad and node is not None and node.name() == "MulBackward0" and x.dtype != torch.float16:
         left, right = node._saved_self, node._saved_other
         if left is not None and right is not None and left.shape == right.shape == x.shape:
             return cast(Tensor, _GatedProduct.apply(left, right, gate.to(x.dtype), parts, [x.detach()]))

@@ -24,12 +24,12 @@ class OpenChannels:
 
     Args:
         read: the gates of all layers, (channels,) or with a row a part, None for a layer without; read anew at each question, and looked
-            through where another tensor is found.
+            through where they are other tensors or were changed in place.
     """
 
     def __init__(self, read: Callable[[], Sequence[Tensor | None] | None]) -> None:
         self._read = read
-        self._seen: list[Tensor | None] = []
+        self._seen: list[tuple[Tensor | None, int]] = []
         self._open: list[Tensor | None] = []
 
     def of(self, layer: int) -> Tensor | None:
@@ -37,15 +37,19 @@ class OpenChannels:
         gates = self._read()
         if gates is None or gates[layer] is None:
             return None
-        if len(self._seen) != len(gates) or self._seen[layer] is not gates[layer]:
-            self._seen, self._open = list(gates), _open(gates)
+        if len(self._seen) != len(gates) or self._seen[layer][0] is not gates[layer] or self._seen[layer][1] != _version(gates[layer]):
+            self._seen, self._open = [(gate, _version(gate)) for gate in gates], _open(gates)
         return self._open[layer]
+
+
+def _version(gate: Tensor | None) -> int:
+    return 0 if gate is None else gate._version
 
 
 @torch.no_grad()
 def _open(gates: Sequence[Tensor | None]) -> list[Tensor | None]:
     widths = [0 if gate is None else gate.shape[-1] for gate in gates]
-    closed = torch.cat([(gate == 0).reshape(-1, gate.shape[-1]).all(0).cpu() for gate in gates if gate is not None])
+    closed = torch.cat([((gate == 0).all(0) if gate.dim() == 2 else gate == 0).cpu() for gate in gates if gate is not None])
     found: list[Tensor | None] = []
     for gate, here in zip(gates, closed.split(widths), strict=True):
         step = _step(len(here))

@@ -86,9 +86,9 @@ class _KL(torch.autograd.Function):
             log_odds = of_teacher.sub_(of_student)
             of_student.exp_()
             sum_of_student, sum_of_teacher = of_student.sum(-1, keepdim=True), chance.sum(-1, keepdim=True)
-            chance.mul_(1 / sum_of_teacher)
-            total += torch.dot(chance.flatten(), log_odds.flatten()) + (sum_of_student / sum_of_teacher).log().sum()
-            theirs.copy_(of_student.mul_(temperature / sum_of_student).sub_(chance, alpha=temperature))
+            chance.mul_(temperature / sum_of_teacher)
+            total += torch.dot(chance.flatten(), log_odds.flatten()) / temperature + (sum_of_student / sum_of_teacher).log().sum()
+            theirs.copy_(of_student.mul_(temperature / sum_of_student).sub_(chance))
         teacher[positions:] = 0
         context.of_student = teacher
         return total * temperature**2

@@ -91,8 +91,16 @@ class MaskLearner(Learner):
         self._trainable: dict[str, bool] = {}
 
     def __enter__(self) -> MaskLearner:
+        self._trainable = {name: parameter.requires_grad for name, parameter in self.model.named_parameters()}
+        try:
+            self._attach()
+        except BaseException:
+            self._take_away()
+            raise
+        return self
+
+    def _attach(self) -> None:
         model, settings = self.model, self.settings
-        self._trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
         model.requires_grad_(False)
         if settings.rank:
             self.adapters = Adapters(
@@ -118,9 +126,11 @@ class MaskLearner(Learner):
             for module in model.modules():
                 if isinstance(module, nn.Dropout):
                     module.eval()
-        return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._take_away()
+
+    def _take_away(self) -> None:
         self._open.close()
         if self._applied is not None:
             self._applied.remove()
@@ -131,6 +141,7 @@ class MaskLearner(Learner):
             parameter.requires_grad_(self._trainable[name])
         if self.settings.gradient_checkpointing:
             self.model.gradient_checkpointing_disable()
+            self.model.disable_input_require_grads()
         self.model.eval()
 
     def use_text(self, examples: Sequence[Example], name: str) -> None:

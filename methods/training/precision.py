@@ -23,6 +23,7 @@ def computing_in(dtype: ComputeDtype, device: torch.device) -> AbstractContextMa
 def frozen_weights_in(dtype: ComputeDtype, model: nn.Module) -> Iterator[None]:
     """Within it, frozen weights of linear layers are held as `computing_in` would cast them in every single pass; after it, all are what
     they were, the same objects. No value of such a pass changes; without it, the casts of a whole pass live until its backward pass.
+    Passes outside `computing_in` fail within it.
     """
     held: list[tuple[nn.Linear, nn.Parameter]] = []
     if dtype == "bfloat16":

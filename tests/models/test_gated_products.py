@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from models.anatomy import Anatomy
+from models.gated_products import learning_input, learning_output, learning_product
 from models.soft_masks import Gates, apply_gates
 from models.tiny import FAMILIES, random_tokens, tiny_model
 
@@ -73,3 +74,14 @@ def test_gates_of_zero_alone_get_no_gradient(placement):
             assert all((gate.grad == 0)[gate == 0].all() for gate in gates)
     for plain, lean in zip(*found, strict=True):
         torch.testing.assert_close(lean, plain, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("function", [learning_input, learning_output, learning_product])
+def test_float16_keeps_the_small_gradients_of_small_gates(function):
+    """What such a gate gives times its gradient is below the smallest number of that format."""
+    draw = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(1, 4, 8, generator=draw).half().requires_grad_() for _ in range(2))
+    gate = torch.full((8,), 1e-3, requires_grad=True)
+    function(left * right, gate, None).backward(torch.full((1, 4, 8), 1e-5).half())
+    expected = (left * right).detach().float().sum((0, 1)) * 1e-5
+    torch.testing.assert_close(gate.grad, expected, atol=1e-6, rtol=0.02)

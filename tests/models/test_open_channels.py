@@ -6,8 +6,9 @@ from peft import LoraConfig, get_peft_model
 
 from models.anatomy import Anatomy
 from models.open_channels import OpenChannels
+from models.slice import slice_model
 from models.soft_masks import Gates, apply_gates
-from models.tiny import FAMILIES, random_tokens, tiny_model
+from models.tiny import FAMILIES, random_masks, random_tokens, tiny_model
 
 WIDTH = 48  # whose steps are of 3 channels
 
@@ -130,6 +131,31 @@ def test_gates_are_looked_through_again_when_they_are_drawn_anew():
     for draw, logits in zip(draws, found, strict=False):
         with apply_gates(model, anatomy, Gates(ffn=[draw] * len(anatomy.layers))), torch.no_grad():
             torch.testing.assert_close(logits, model(random_tokens()).logits, atol=1e-5, rtol=1e-4)
+
+
+def test_gates_changed_in_place_are_looked_through_again():
+    model = tiny_model("llama")
+    anatomy = Anatomy.from_model(model)
+    draw = torch.ones(WIDTH)
+    with apply_gates(model, anatomy, Gates(ffn=[draw] * len(anatomy.layers)), in_training=True), torch.no_grad():
+        draw[::2] = 0
+        model(random_tokens())
+        draw.fill_(1)
+        opened = model(random_tokens()).logits
+    torch.testing.assert_close(opened, model(random_tokens()).logits, atol=1e-5, rtol=1e-4)
+
+
+def test_a_layer_whose_mlp_is_gone_has_no_channels_to_leave_out():
+    model = tiny_model("llama")
+    sliced = slice_model(model, random_masks(Anatomy.from_model(model), sublayers=True))
+    anatomy = Anatomy.from_model(sliced)
+    assert not all(layer.mlp for layer in anatomy.layers)
+    gates = Gates.from_masks(random_masks(anatomy, seed=3), dtype=torch.float32, device="cpu")
+    found = []
+    for in_training in (False, True):
+        with apply_gates(sliced, anatomy, gates, in_training=in_training), torch.no_grad():
+            found.append(sliced(random_tokens()).logits)
+    torch.testing.assert_close(*found, atol=1e-5, rtol=1e-4)
 
 
 def test_the_frozen_weights_that_are_chosen_are_not_kept_for_the_backward_pass():

@@ -32,6 +32,24 @@ def test_kl_equals_its_definition_and_its_gradient():
     torch.testing.assert_close(student.grad, reference_input.grad)
 
 
+def test_equal_logits_have_no_gradient():
+    """Adam would make steps of a rounding's size as large as any others."""
+    logits = draw(5, 4096).mul_(4).requires_grad_()
+    loss = kl(logits, logits.detach())
+    loss.backward()
+    assert loss.item() == 0
+    assert logits.grad.abs().max() == 0
+
+
+@pytest.mark.parametrize("shift", [0.0, 1e4])
+def test_kl_of_large_logits_is_exact(shift):
+    student, teacher = 5 * draw(6, 3000) + shift, 5 * draw(6, 3000, seed=1) + shift
+    exact = torch.nn.functional.kl_div(
+        torch.log_softmax(student.double() * 1.5, -1), torch.softmax(teacher.double() * 1.5, -1), reduction="sum"
+    )
+    assert kl(student.requires_grad_(), teacher).item() == pytest.approx(exact.item() / 2.25, rel=1e-5)
+
+
 def test_longer_sequences_count_more_and_more_sequences_do_not():
     student, teacher = draw(10, 7), draw(10, 7, seed=1)
     once = kl(student, teacher)

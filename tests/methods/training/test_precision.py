@@ -19,8 +19,8 @@ CPU = torch.device("cpu")
 EXAMPLES = [Example(row, 0) for row in random_tokens(8, 32, seed=1)]
 
 
-def learner_of(model, dtype):
-    settings = LearnerSettings(4, 4, ("q", "v"), GateKinds(), 2 / 3, "product", "soft", 128, compute_dtype=dtype)
+def learner_of(model, dtype, **changes):
+    settings = LearnerSettings(4, 4, ("q", "v"), GateKinds(), 2 / 3, "product", "soft", 128, compute_dtype=dtype, **changes)
     return MaskLearner(model, settings, Budget(0.3, "blocks"), EXAMPLES, 0, CPU)
 
 
@@ -108,3 +108,22 @@ def test_adapters_are_merged_into_the_weights_as_they_were():
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert added.abs().max() > 1e-3
     torch.testing.assert_close(model.get_submodule(path).weight, plain + added, atol=1e-6, rtol=0)
+
+
+def test_a_learner_that_cannot_begin_leaves_the_model_as_it_was(monkeypatch):
+    model = tiny_model("llama_tied")
+    before = dict(model.named_parameters(remove_duplicate=False))
+    monkeypatch.setattr(type(model), "supports_gradient_checkpointing", False)
+    learner = learner_of(model, "bfloat16", gradient_checkpointing=True)
+    with pytest.raises(ValueError, match="checkpointing"):
+        learner.__enter__()
+    after = dict(model.named_parameters(remove_duplicate=False))
+    assert after.keys() == before.keys()
+    assert all(after[name] is parameter and parameter.requires_grad for name, parameter in before.items())
+
+
+def test_gradient_checkpointing_leaves_no_hook():
+    model = tiny_model("llama")
+    with learner_of(model, "model", gradient_checkpointing=True):
+        pass
+    assert not [name for name, module in model.named_modules() if module._forward_hooks or module._forward_pre_hooks]

@@ -91,9 +91,9 @@ def apply_gates(
             "branches" gates both gate and up projections, as the official code does. Equal for 0 and 1.
         in_training: the same values and gradients in less time and memory, but for gates that are exactly 0, which get no gradient
             (through a hard-concrete draw there is none): channels whose gate is 0 take no part in the products.
-            Tensors that only the gated module reads are overwritten, so no other hook may keep them; backward passes work once;
-            not together with gradient checkpointing, which must not be asked for saved tensors in the forward pass. Hooks of others
-            see MLPs without these channels, so that gates don't nest.
+            Tensors that only the gated module reads are overwritten, so no other hook may keep them; hooks of others see MLPs
+            without these channels, so that gates don't nest; not together with gradient checkpointing, which must not be asked for
+            saved tensors in the forward pass.
     """
     functions = LEARNING if in_training else PLAIN
     open_channels = OpenChannels(lambda: gates.ffn) if in_training else None

@@ -89,8 +89,8 @@ def apply_gates(
         model: the causal LM itself, not a peft wrapper (`wrapper.get_base_model()` has the same module paths).
         mlp_placement: "product" gates the input of the down projection, so a soft value scales a channel linearly;
             "branches" gates both gate and up projections, as the official code does. Equal for 0 and 1.
-        in_training: the same values and gradients in less time and memory, but for gates that are exactly 0, which get no gradient
-            (through a hard-concrete draw there is none): channels whose gate is 0 take no part in the products.
+        in_training: the same values and gradients in less time and memory, but for gates that are exactly 0 or 1, which may get no
+            gradient (through a hard-concrete draw there is none): channels whose gate is 0 take no part in the products.
             Tensors that only the gated module reads are overwritten, so no other hook may keep them; hooks of others see MLPs
             without these channels, so that gates don't nest; not together with gradient checkpointing, which must not be asked for
             saved tensors in the forward pass.

@@ -51,16 +51,17 @@ def test_the_gated_activation_is_not_kept():
     assert kept[True] == kept[False] - len(anatomy.layers)
 
 
+@pytest.mark.parametrize("undecided", [1, 6, 20])  # of 32 or 48: both picked out, the channels alone, neither
 @pytest.mark.parametrize("placement", ["product", "branches"])
-def test_gates_of_zero_alone_get_no_gradient(placement):
-    """Through a hard-concrete draw of 0 there is none; the other gates, the weights and the values must not notice."""
+def test_decided_gates_alone_may_get_no_gradient(placement, undecided):
+    """Through a hard-concrete draw of 0 or 1 there is none; the other gates, the weights and the values must not notice."""
     draw = torch.Generator().manual_seed(0)
-    starts = [torch.rand(48, generator=draw) for _ in range(3)] + [torch.rand(32, generator=draw)]
+    starts = [torch.ones(48) for _ in range(3)] + [torch.ones(32)]
     for start in starts:
         places = torch.randperm(len(start), generator=draw)
         start[places[:2]] = 0
-        start[places[2:4]] = 1
-        start[places[4]] = 1e-6
+        start[places[2 : 2 + undecided]] = torch.rand(undecided, generator=draw)
+        start[places[2]] = 1e-6
     found = []
     for in_training in (False, True):
         model = tiny_model("llama")
@@ -69,7 +70,8 @@ def test_gates_of_zero_alone_get_no_gradient(placement):
         with apply_gates(model, Anatomy.from_model(model), applied, mlp_placement=placement, in_training=in_training):
             loss = model(random_tokens(), labels=random_tokens(seed=1)).loss
         loss.backward()
-        found.append([loss.detach(), *(torch.where(gate > 0, gate.grad, 0) for gate in gates), *(p.grad for p in model.parameters())])
+        learnt = [torch.where((gate > 0) & (gate < 1), gate.grad, 0) for gate in gates]
+        found.append([loss.detach(), *learnt, *(p.grad for p in model.parameters())])
         if in_training:
             assert all((gate.grad == 0)[gate == 0].all() for gate in gates)
     for plain, lean in zip(*found, strict=True):
@@ -85,3 +87,13 @@ def test_float16_keeps_the_small_gradients_of_small_gates(function):
     function(left * right, gate, None).backward(torch.full((1, 4, 8), 1e-5).half())
     expected = (left * right).detach().float().sum((0, 1)) * 1e-5
     torch.testing.assert_close(gate.grad, expected, atol=1e-6, rtol=0.02)
+
+
+def test_of_outputs_only_what_undecided_gates_give_is_kept():
+    x, gate = torch.randn(1, 10, 32, requires_grad=True), torch.ones(32)
+    gate[3] = 0.5
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tuple(tensor.shape)) or tensor, lambda tensor: tensor):
+        learning_output(x * 1, gate.requires_grad_(), None)
+    assert (10, 1) in kept
+    assert (1, 10, 32) not in kept

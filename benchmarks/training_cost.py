@@ -253,7 +253,7 @@ def gates_at(state: str, learner: TaughtLearner, folder: Path) -> Callable[[], N
     """What puts the learner's gates and its one teacher into a state."""
     log_alpha, share = STATES[state]
     folder.mkdir()
-    teachers = SnapshotManager(folder, "run", 0.35, gap=1)
+    teachers = SnapshotManager(folder, "run", 0.35, spacing=0.17, gap=1)  # one level: no step stores a snapshot, as nearly none does
     generator = torch.Generator().manual_seed(0)
     values = {}
     for kind, parameter in learner.gates.log_alpha.items():

@@ -298,7 +298,7 @@ class WithoutGates:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=512, help="tokens of a batch")
-    parser.add_argument("--rounds", type=int, default=9, help="at least 2")
+    parser.add_argument("--rounds", type=int, default=9, help="at least 2; all sides take a turn in each")
     parser.add_argument("--shape", choices=tuple(SHAPES), default="smollm2-135m")
     parser.add_argument("--layers", type=int, help="so many instead of all of the shape's")
     parser.add_argument("--response", type=float, default=0.5, help="share of the tokens that carries labels")
@@ -307,6 +307,8 @@ def main() -> int:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
+    if arguments.rounds < 2:
+        parser.error(f"--rounds {arguments.rounds} is not accepted: give at least 2, for quartiles")
     torch.set_num_threads(arguments.threads)
     result = measure(arguments)
     print(json.dumps(result, indent=2))

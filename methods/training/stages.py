@@ -42,11 +42,11 @@ class TrainingStage(Stage):
         load_optimizer(self.optimizer, tensors)
 
     @property
-    def _lora_lr(self) -> float:
+    def _current_lora_lr(self) -> float:
         return cast(float, self.optimizer.param_groups[0]["lr"])
 
-    @_lora_lr.setter
-    def _lora_lr(self, rate: float) -> None:
+    @_current_lora_lr.setter
+    def _current_lora_lr(self, rate: float) -> None:
         self.optimizer.param_groups[0]["lr"] = rate
 
     def _accumulate(self, packs: int, *, draw: bool) -> tuple[float, int]:
@@ -120,7 +120,7 @@ class LearnMasks(TrainingStage):
         started = time.perf_counter()
         learner = self.learner
         is_pruning = step >= self.warmup_steps
-        self._lora_lr = self._lora_rate(step)
+        self._current_lora_lr = self._lora_rate(step)
         loss, tokens = self._accumulate(self.accumulation, draw=is_pruning)
         values = {self.loss_name: loss}
         if is_pruning:
@@ -128,7 +128,7 @@ class LearnMasks(TrainingStage):
         self._update()
         learner.gates.clamp()
         speed = tokens / (time.perf_counter() - started)
-        return values | {"lora_lr": self._lora_lr, "tokens_per_second": speed, "tokens_seen": learner.tokens_seen}
+        return values | {"lora_lr": self._current_lora_lr, "tokens_per_second": speed, "tokens_seen": learner.tokens_seen}
 
     def _lora_rate(self, step: int) -> float:
         return decayed(self.lora_lr, step, self.steps, "linear")
@@ -194,13 +194,13 @@ class FineTune(TrainingStage):
     def step(self, step: int) -> dict[str, float]:
         validated = self._validate() if step == 0 else {}
         started = time.perf_counter()
-        self._lora_lr = decayed(self.lora_lr, step, self.steps, self.decay)
+        self._current_lora_lr = decayed(self.lora_lr, step, self.steps, self.decay)
         loss, tokens = self._accumulate(self.accumulation, draw=False)
         self._update()
         speed = tokens / (time.perf_counter() - started)
         if step + 1 == self.steps:
             validated = self._validate()
-        pace = {"lora_lr": self._lora_lr, "tokens_per_second": speed, "tokens_seen": self.learner.tokens_seen}
+        pace = {"lora_lr": self._current_lora_lr, "tokens_per_second": speed, "tokens_seen": self.learner.tokens_seen}
         return {"lm_loss": loss, **pace, **self._decided, **validated}
 
     @torch.no_grad()

@@ -28,7 +28,7 @@ install: $(VENV)/installed.stamp
 
 # The cache (PRUNEBENCH_CACHE, default ~/.cache/prunebench) is hash-checked: nothing is fetched twice.
 assets: $(VENV)/installed.stamp
-	@$(PY) -m models.assets
+	@$(PY) -m prunebench.models.assets
 
 # nproc without --all would answer the OMP_NUM_THREADS that is exported above.
 demo: assets
@@ -48,7 +48,7 @@ test: assets browser
 
 # The page of $(OUT) and the docs as one static site.
 site: $(VENV)/installed.stamp
-	$(PY) -m leaderboard.site $(OUT) --docs docs --to site
+	$(PY) -m prunebench.leaderboard.site $(OUT) --docs docs --to site
 
 lint: $(VENV)/installed.stamp
 	$(PY) -m ruff check .

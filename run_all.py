@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line and hand over; returns the exit code (0 done, 1 a cell failed, 2 bad input, 130 stopped)."""
-    from experiments.cli import main as cli_main
-    from leaderboard import build_report
+    from prunebench.experiments.cli import main as cli_main
+    from prunebench.leaderboard import build_report
 
     return cli_main(argv, build_report)
 

@@ -36,11 +36,11 @@ def run_suite(name: str, loaded: Any, arguments: argparse.Namespace) -> bool:
     """Compares one suite; prints a line; returns whether all of it agrees."""
     from lm_eval.models.huggingface import HFLM
 
-    from evaluation import harness
-    from evaluation.catalogue import known_tasks
-    from evaluation.engine.engine import Engine
-    from evaluation.sampling import chosen_indices
-    from evaluation.sources import load_task_data
+    from prunebench.evaluation import harness
+    from prunebench.evaluation.catalogue import known_tasks
+    from prunebench.evaluation.engine.engine import Engine
+    from prunebench.evaluation.sampling import chosen_indices
+    from prunebench.evaluation.sources import load_task_data
 
     task_name, shots, strata, count = SUITES[name]
     engine = Engine(loaded.model, loaded.tokenizer)
@@ -109,7 +109,7 @@ def main() -> int:
     arguments = parser.parse_args()
     import torch
 
-    from models.loading import ModelSpec, load_model
+    from prunebench.models.loading import ModelSpec, load_model
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     torch.set_num_threads(arguments.threads)

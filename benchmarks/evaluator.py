@@ -79,7 +79,7 @@ def floor_operations(model: Any, sequences: list[tuple[list[int], int]], generat
     """
     from torch import nn
 
-    from evaluation.engine.prefix_tree import Node, build_tree
+    from prunebench.evaluation.engine.prefix_tree import Node, build_tree
 
     head = model.get_output_embeddings()
     block = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear) and m is not head)
@@ -103,10 +103,10 @@ def floor_operations(model: Any, sequences: list[tuple[list[int], int]], generat
 
 def build_instances(suite: str, arguments: argparse.Namespace) -> tuple[list[Any], int]:
     """Harness requests of a suite, and how many documents they come from."""
-    from evaluation.catalogue import known_tasks
-    from evaluation.harness import build_requests, build_task
-    from evaluation.sampling import chosen_indices
-    from evaluation.sources import load_task_data
+    from prunebench.evaluation.catalogue import known_tasks
+    from prunebench.evaluation.harness import build_requests, build_task
+    from prunebench.evaluation.sampling import chosen_indices
+    from prunebench.evaluation.sources import load_task_data
 
     name, shots = SUITES[suite]
     definition = known_tasks()[name]
@@ -139,7 +139,7 @@ def run_suite(suite: str, model: Any, tokenizer: Any, arguments: argparse.Namesp
     """Both sides in turn on the same requests."""
     from lm_eval.models.huggingface import HFLM
 
-    from evaluation.engine.engine import Engine
+    from prunebench.evaluation.engine.engine import Engine
 
     instances, documents = build_instances(suite, arguments)
     kind = instances[0].request_type
@@ -214,7 +214,7 @@ def main() -> int:
 
     import torch
 
-    from models.loading import ModelSpec, load_model
+    from prunebench.models.loading import ModelSpec, load_model
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     torch.set_num_threads(arguments.threads)

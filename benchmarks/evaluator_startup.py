@@ -24,11 +24,11 @@ sys.path.insert(0, str(ROOT))
 START = """
 import sys
 from pathlib import Path
-from evaluation import harness
-from evaluation.catalogue import known_tasks
-from evaluation.engine.engine import Engine
-from evaluation.sources import load_task_data
-from models.loading import ModelSpec, load_model
+from prunebench.evaluation import harness
+from prunebench.evaluation.catalogue import known_tasks
+from prunebench.evaluation.engine.engine import Engine
+from prunebench.evaluation.sources import load_task_data
+from prunebench.models.loading import ModelSpec, load_model
 loaded = load_model(ModelSpec(name=sys.argv[1]))
 Engine(loaded.model, loaded.tokenizer)
 data = Path(sys.argv[2]) if sys.argv[2] else None
@@ -51,9 +51,9 @@ def children_seconds() -> float:
 
 def mmlu_rate(data: Path | None) -> dict[str, Any]:
     """Documents a second, from rows that are read to requests, over every subject."""
-    from evaluation import harness
-    from evaluation.catalogue import known_tasks
-    from evaluation.sources import load_task_data
+    from prunebench.evaluation import harness
+    from prunebench.evaluation.catalogue import known_tasks
+    from prunebench.evaluation.sources import load_task_data
 
     task = known_tasks()["mmlu"]
     found = [(stratum, load_task_data(task, stratum, ("data-dir", "embedded"), data, 5)) for stratum in task.all_strata]

@@ -24,14 +24,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.kept_records import keep, restore
 from benchmarks.layer_sparsity import by_layer, layer_figure, layer_table
 from benchmarks.mask_schedule import learnt, schedule_figure, schedule_table
-from experiments.load_config import load_config
-from experiments.plan import plan_grid
-from leaderboard.collect import Entry, collect
-from leaderboard.compare import compare, compare_pairs
-from leaderboard.exports import as_markdown
-from leaderboard.pairs import difference_cell
-from leaderboard.record import read_records
-from leaderboard.tables import Cell, Column, leaderboard, suite_ids
+from prunebench.experiments.load_config import load_config
+from prunebench.experiments.plan import plan_grid
+from prunebench.leaderboard.collect import Entry, collect
+from prunebench.leaderboard.compare import compare, compare_pairs
+from prunebench.leaderboard.exports import as_markdown
+from prunebench.leaderboard.pairs import difference_cell
+from prunebench.leaderboard.record import read_records
+from prunebench.leaderboard.tables import Cell, Column, leaderboard, suite_ids
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- table -->", "<!-- end of table -->"
@@ -106,7 +106,7 @@ def by_task(entries: list[Entry]) -> list[str]:
             words = [entry.full_label, "" if entry.is_dense else f"{entry.sparsity:.0%}", *(f"{100 * scores[name]:.1f}" for name in tasks)]
             words += [f"{100 * mean:.1f}", f"{of_dense:.0%}"]
             rows.append({column.key: Cell(None, word) for column, word in zip(columns, words, strict=True)})
-        head = f"`{suite_id}` by task, in %; \"these\" are the tasks on which the dense model is above chance: {', '.join(able)}."
+        head = f'`{suite_id}` by task, in %; "these" are the tasks on which the dense model is above chance: {", ".join(able)}.'
         lines += ["", head, "", as_markdown(columns, rows)]
     return [*lines, ""]
 

@@ -19,12 +19,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from experiments.model_check import EMBEDDED_SHAPES
-from methods.training.expected_size import ExpectedSize
-from methods.training.gates import GateKinds, GateSet
-from methods.training.lagrangian import Lagrangian
-from methods.training.schedule import Ramp, target_sparsity
-from models.anatomy import Anatomy
+from prunebench.experiments.model_check import EMBEDDED_SHAPES
+from prunebench.methods.training.expected_size import ExpectedSize
+from prunebench.methods.training.gates import GateKinds, GateSet
+from prunebench.methods.training.lagrangian import Lagrangian
+from prunebench.methods.training.schedule import Ramp, target_sparsity
+from prunebench.models.anatomy import Anatomy
 
 COSTS = {"kv_groups": (0.018, 1.0), "ffn": (1.2e-4, 1.0), "hidden": (0.018, 0.7)}  # median nats of one closed unit, spread of its log
 NOISE = 2.0  # of a step's gradient, in costs

@@ -10,8 +10,8 @@ import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from experiments.artifacts import CellFolder
-from experiments.run_cell import finished_record
+from prunebench.experiments.artifacts import CellFolder
+from prunebench.experiments.run_cell import finished_record
 
 WHEN = (1980, 1, 1, 0, 0, 0)
 """Time of every file in an archive: the same cell gives the same bytes."""

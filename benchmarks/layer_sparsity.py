@@ -7,14 +7,14 @@ from itertools import combinations
 from pathlib import Path
 from statistics import fmean
 
-from leaderboard import formatting as fmt
-from leaderboard.collect import Entry
-from leaderboard.exports import as_markdown
-from leaderboard.plots.shape import layer_removed
-from leaderboard.plots.style import LINES, PALETTE, figure
-from leaderboard.record import Record
-from leaderboard.schema import LayerShape
-from leaderboard.tables import Cell, Column
+from prunebench.leaderboard import formatting as fmt
+from prunebench.leaderboard.collect import Entry
+from prunebench.leaderboard.exports import as_markdown
+from prunebench.leaderboard.plots.shape import layer_removed
+from prunebench.leaderboard.plots.style import LINES, PALETTE, figure
+from prunebench.leaderboard.record import Record
+from prunebench.leaderboard.schema import LayerShape
+from prunebench.leaderboard.tables import Cell, Column
 
 KINDS = {"KV groups": ("kv_groups_kept", "kv_groups_total"), "channels": ("ffn_kept", "ffn_total")}
 

@@ -28,7 +28,7 @@ SORT = """key => {
 
 def build(out: Path) -> dict[str, float]:
     """Builds in a process of its own, so that its memory is its own."""
-    code = f"from pathlib import Path; from leaderboard import build_report; build_report(Path({str(out)!r}))"
+    code = f"from pathlib import Path; from prunebench.leaderboard import build_report; build_report(Path({str(out)!r}))"
     started = time.monotonic()
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).resolve().parent.parent)
     spent = time.monotonic() - started
@@ -58,7 +58,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", type=int, default=10_000)
     arguments = parser.parse_args()
-    from leaderboard import synthetic
+    from prunebench.leaderboard import synthetic
 
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)

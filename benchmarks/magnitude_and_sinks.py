@@ -20,8 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from torch import Tensor
 
-from models.anatomy import Anatomy
-from models.loading import ModelSpec, load_model
+from prunebench.models.anatomy import Anatomy
+from prunebench.models.loading import ModelSpec, load_model
 
 
 @torch.no_grad()

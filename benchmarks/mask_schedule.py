@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from leaderboard import formatting as fmt
-from leaderboard.collect import Entry
-from leaderboard.exports import as_markdown
-from leaderboard.plots.style import INK, PALETTE, figure
-from leaderboard.record import Record
-from leaderboard.tables import Cell, Column
+from prunebench.leaderboard import formatting as fmt
+from prunebench.leaderboard.collect import Entry
+from prunebench.leaderboard.exports import as_markdown
+from prunebench.leaderboard.plots.style import INK, PALETTE, figure
+from prunebench.leaderboard.record import Record
+from prunebench.leaderboard.tables import Cell, Column
 
 Curve = list[tuple[float, float]]
 COLUMNS = 3

@@ -22,19 +22,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from transformers import PreTrainedModel
 
-from evaluation.catalogue import ProtocolRequest
-from evaluation.runner import evaluate
-from leaderboard.collect import collect
-from leaderboard.record import cell_dir, read_records
-from methods.calibration.training_text import TrainingConfig
-from methods.data import PruningData
-from methods.pruner import Run
-from methods.recovery import LoraRecoveryConfig, recover_lora
-from methods.recovery.batches import packed
-from methods.training.packing import lm_loss
-from models.loading import ModelSpec, load_model
-from models.masks import Masks
-from models.slice import slice_model
+from prunebench.evaluation.catalogue import ProtocolRequest
+from prunebench.evaluation.runner import evaluate
+from prunebench.leaderboard.collect import collect
+from prunebench.leaderboard.record import cell_dir, read_records
+from prunebench.methods.calibration.training_text import TrainingConfig
+from prunebench.methods.data import PruningData
+from prunebench.methods.pruner import Run
+from prunebench.methods.recovery import LoraRecoveryConfig, recover_lora
+from prunebench.methods.recovery.batches import packed
+from prunebench.methods.training.packing import lm_loss
+from prunebench.models.loading import ModelSpec, load_model
+from prunebench.models.masks import Masks
+from prunebench.models.slice import slice_model
 
 PACK_TOKENS = 1024
 

@@ -80,7 +80,7 @@ def load(shape: str, device: str) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     if shape == "embedded":
-        from models.loading import ModelSpec, load_model
+        from prunebench.models.loading import ModelSpec, load_model
 
         return load_model(ModelSpec(name="embedded:smollm2-135m-instruct", device=device)).model
     torch.manual_seed(0)
@@ -94,11 +94,11 @@ def measure(shape: str, method: str, samples: int, seq_len: int, sparsity: float
     import psutil
     import torch
 
-    from methods.data import PruningData
-    from methods.pruner import Run
-    from methods.registry import get_pruner
-    from models.anatomy import Anatomy
-    from models.budget import Budget
+    from prunebench.methods.data import PruningData
+    from prunebench.methods.pruner import Run
+    from prunebench.methods.registry import get_pruner
+    from prunebench.models.anatomy import Anatomy
+    from prunebench.models.budget import Budget
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     model = load(shape, device)
@@ -138,7 +138,7 @@ def meta_row(shape: str) -> dict[str, Any]:
     """What can be said of a shape without running it."""
     import torch
 
-    from models.anatomy import Anatomy
+    from prunebench.models.anatomy import Anatomy
 
     model = load(shape, "meta")
     largest = max(p.numel() for p in model.parameters() if p.ndim == 2 and p.shape[0] != model.config.vocab_size)

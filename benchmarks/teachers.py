@@ -18,18 +18,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from experiments.load_config import load_config
-from experiments.seeds import seed_for
-from methods.data import PruningData
-from methods.nuteprune import pruner
-from methods.nuteprune.teaching import Distill
-from methods.pruner import Run
-from methods.training.cross_entropy import cross_entropy
-from methods.training.hardening import deterministic_values
-from methods.training.packing import Pack, PackSampler, lm_loss
-from methods.training.precision import computing_in
-from models.budget import Budget
-from models.loading import load_model
+from prunebench.experiments.load_config import load_config
+from prunebench.experiments.seeds import seed_for
+from prunebench.methods.data import PruningData
+from prunebench.methods.nuteprune import pruner
+from prunebench.methods.nuteprune.teaching import Distill
+from prunebench.methods.pruner import Run
+from prunebench.methods.training.cross_entropy import cross_entropy
+from prunebench.methods.training.hardening import deterministic_values
+from prunebench.methods.training.packing import Pack, PackSampler, lm_loss
+from prunebench.methods.training.precision import computing_in
+from prunebench.models.budget import Budget
+from prunebench.models.loading import load_model
 
 
 class Watched(Distill):

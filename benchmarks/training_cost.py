@@ -33,16 +33,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from experiments.model_check import EMBEDDED_SHAPES
-from methods.calibration.training_text import Example
-from methods.nuteprune.snapshots import SnapshotManager
-from methods.nuteprune.teaching import Distill, TaughtLearner
-from methods.training.gates import GateKinds
-from methods.training.hard_concrete import LOG_ALPHA_LIMIT
-from methods.training.learner import LearnerSettings, MaskLearner
-from methods.training.packing import Pack, lm_loss, pack_logits
-from methods.training.stages import LearnMasks
-from models.budget import Budget
+from prunebench.experiments.model_check import EMBEDDED_SHAPES
+from prunebench.methods.calibration.training_text import Example
+from prunebench.methods.nuteprune.snapshots import SnapshotManager
+from prunebench.methods.nuteprune.teaching import Distill, TaughtLearner
+from prunebench.methods.training.gates import GateKinds
+from prunebench.methods.training.hard_concrete import LOG_ALPHA_LIMIT
+from prunebench.methods.training.learner import LearnerSettings, MaskLearner
+from prunebench.methods.training.packing import Pack, lm_loss, pack_logits
+from prunebench.methods.training.stages import LearnMasks
+from prunebench.models.budget import Budget
 
 SHAPES = {
     "smollm2-135m": EMBEDDED_SHAPES["smollm2-135m-instruct"],
@@ -287,7 +287,7 @@ class WithoutGates:
         self.learner._applied.remove()
 
     def __exit__(self, *_: object) -> None:
-        from models.soft_masks import apply_gates
+        from prunebench.models.soft_masks import apply_gates
 
         learner = self.learner
         learner._applied = apply_gates(

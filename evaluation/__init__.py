@@ -1,10 +1,13 @@
 """Scores any causal LM by named protocols, and measures how fast it runs."""
 
-from evaluation.catalogue import Protocol, ProtocolRequest, get_protocol, known_protocols
-from evaluation.efficiency import Efficiency, measure_efficiency
-from evaluation.results import Estimate, ProtocolResult, TaskResult
-from evaluation.runner import ScoringFailed, evaluate
-from evaluation.table import format_table
+if __name__ != "prunebench.evaluation":
+    raise ImportError("import prunebench.evaluation, not evaluation: the folders at the top of the repository have no names of their own.")
+
+from prunebench.evaluation.catalogue import Protocol, ProtocolRequest, get_protocol, known_protocols
+from prunebench.evaluation.efficiency import Efficiency, measure_efficiency
+from prunebench.evaluation.results import Estimate, ProtocolResult, TaskResult
+from prunebench.evaluation.runner import ScoringFailed, evaluate
+from prunebench.evaluation.table import format_table
 
 __all__ = [
     "Efficiency",

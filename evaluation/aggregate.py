@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from evaluation.outcomes import ItemOutcome, Part
-from evaluation.results import Estimate
+from prunebench.evaluation.outcomes import ItemOutcome, Part
+from prunebench.evaluation.results import Estimate
 
 PERPLEXITIES = ("token_perplexity", "perplexity")
 """Metrics whose items hold log-likelihoods: exp(-sum / weight), lower is better."""
@@ -49,18 +49,13 @@ def stratified_estimate(metric: str, strata: Sequence[Sequence[ItemOutcome]]) ->
     """Unweighted mean of the strata's values; a stratum of one item takes the pooled variance of the others."""
     parts = [estimate(metric, outcomes) for outcomes in strata]
     value = math.fsum(part.value for part in parts) / len(parts)
-    spreads = [
-        part.stderr**2 * len(outcomes)
-        for part, outcomes in zip(parts, strata, strict=True)
-        if part.stderr is not None
-    ]
+    spreads = [part.stderr**2 * len(outcomes) for part, outcomes in zip(parts, strata, strict=True) if part.stderr is not None]
     if not spreads:
         everything = [outcome for outcomes in strata for outcome in outcomes]
         return Estimate(value=value, stderr=estimate(metric, everything).stderr)
     typical = math.fsum(spreads) / len(spreads)
     variance = math.fsum(
-        part.stderr**2 if part.stderr is not None else typical / len(outcomes)
-        for part, outcomes in zip(parts, strata, strict=True)
+        part.stderr**2 if part.stderr is not None else typical / len(outcomes) for part, outcomes in zip(parts, strata, strict=True)
     )
     return Estimate(value=value, stderr=math.sqrt(variance) / len(parts))
 

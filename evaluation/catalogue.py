@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from evaluation.results import SourceName
-from models.errors import BadInput
+from prunebench.evaluation.results import SourceName
+from prunebench.models.errors import BadInput
 
 FOLDER = Path(__file__).parent / "definitions"
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from models.errors import BadInput
+from prunebench.models.errors import BadInput
 
 Progress = Callable[[str, int, int], None]
 
@@ -56,7 +56,7 @@ def measure_efficiency(
     """
     import torch
 
-    from evaluation.engine.engine import context_length
+    from prunebench.evaluation.engine.engine import context_length
 
     limit = context_length(model.config, tokenizer)
     if min(prompt_tokens, repeats) < 1 or new_tokens < 2 or prompt_tokens + new_tokens > limit:

@@ -14,16 +14,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from evaluation.catalogue import TaskDefinition
-from evaluation.outcomes import ItemOutcome
-from evaluation.sources import Row
+from prunebench.evaluation.catalogue import TaskDefinition
+from prunebench.evaluation.outcomes import ItemOutcome
+from prunebench.evaluation.sources import Row
 
 log = logging.getLogger(__name__)
 
 FEWSHOT_SEED = 1234
 """The harness's default seed for examples that are drawn."""
-
-
 
 
 def task_config(definition: TaskDefinition, stratum: str) -> dict[str, Any]:
@@ -40,9 +38,7 @@ def task_config(definition: TaskDefinition, stratum: str) -> dict[str, Any]:
     return config
 
 
-def build_task(
-    definition: TaskDefinition, stratum: str, shots: int, rows: Sequence[Row], fewshot: Sequence[Row]
-) -> Any:
+def build_task(definition: TaskDefinition, stratum: str, shots: int, rows: Sequence[Row], fewshot: Sequence[Row]) -> Any:
     """A harness task (`ConfigurableTask`) over these rows.
 
     Args:

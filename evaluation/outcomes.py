@@ -107,9 +107,7 @@ def write_samples(path: Path, outcomes: list[ItemOutcome]) -> None:
     }
     for name in names:
         columns[name] = pa.array([outcome.metrics.get(name) for outcome in outcomes], pa.float64())
-    columns["choice_loglikelihoods"] = pa.array(
-        [outcome.choice_loglikelihoods for outcome in outcomes], pa.list_(pa.float64())
-    )
+    columns["choice_loglikelihoods"] = pa.array([outcome.choice_loglikelihoods for outcome in outcomes], pa.list_(pa.float64()))
     columns["response"] = pa.array([outcome.response for outcome in outcomes], pa.string())
     columns["gold"] = pa.array([outcome.gold for outcome in outcomes], pa.string())
     columns["weight"] = pa.array([outcome.weight for outcome in outcomes], pa.float64())

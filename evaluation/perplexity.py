@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from evaluation.catalogue import PerplexityDefinition
-from evaluation.engine.engine import Engine, NonFiniteScore
-from evaluation.engine.scoring import ScoreRequest
-from evaluation.outcomes import ItemOutcome
-from evaluation.sources import Row
-from models.errors import BadInput
+from prunebench.evaluation.catalogue import PerplexityDefinition
+from prunebench.evaluation.engine.engine import Engine, NonFiniteScore
+from prunebench.evaluation.engine.scoring import ScoreRequest
+from prunebench.evaluation.outcomes import ItemOutcome
+from prunebench.evaluation.sources import Row
+from prunebench.models.errors import BadInput
 
 Blocks = list[list[int]]
 
@@ -21,9 +21,7 @@ def token_blocks(engine: Engine, rows: Sequence[Row], definition: PerplexityDefi
         BadInput: the text is shorter than one block, or a block longer than the model's context.
     """
     if definition.block > engine.max_length:
-        raise BadInput(
-            f"Blocks of {definition.block} tokens don't fit the model's context of {engine.max_length} tokens."
-        )
+        raise BadInput(f"Blocks of {definition.block} tokens don't fit the model's context of {engine.max_length} tokens.")
     text = definition.join.join(row[definition.field] for row in rows)
     tokens = engine.tokenizer(text, verbose=False)["input_ids"]
     count = len(tokens) // definition.block
@@ -32,9 +30,7 @@ def token_blocks(engine: Engine, rows: Sequence[Row], definition: PerplexityDefi
     return [tokens[i * definition.block : (i + 1) * definition.block] for i in range(count)]
 
 
-def score_blocks(
-    engine: Engine, blocks: Blocks, indices: Sequence[int], progress: Callable[[int, int], None] | None
-) -> list[ItemOutcome]:
+def score_blocks(engine: Engine, blocks: Blocks, indices: Sequence[int], progress: Callable[[int, int], None] | None) -> list[ItemOutcome]:
     """Each block alone: tokens 2..n given those before it."""
     requests = [ScoreRequest(engine.prompt_ids + blocks[i][:-1], blocks[i][1:]) for i in indices]
     outcomes = []

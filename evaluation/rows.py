@@ -6,7 +6,7 @@ import ast
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from models.errors import BadInput
+from prunebench.models.errors import BadInput
 
 
 class _Wrong(Exception):

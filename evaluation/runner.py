@@ -11,8 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from evaluation.aggregate import mean_of
-from evaluation.catalogue import (
+from prunebench.evaluation.aggregate import mean_of
+from prunebench.evaluation.catalogue import (
     Protocol,
     ProtocolRequest,
     ProtocolTask,
@@ -20,14 +20,14 @@ from evaluation.catalogue import (
     get_protocol,
     known_tasks,
 )
-from evaluation.engine.engine import Answers, Engine, NonFiniteScore, RequestProblem
-from evaluation.fingerprint import model_fingerprint
-from evaluation.outcomes import ItemOutcome, Part, PartStore, key_of
-from evaluation.results import Estimate, ProtocolResult, TaskResult
-from evaluation.sampling import allocate, chosen_indices
-from evaluation.sources import NoData, TaskData, load_task_data
-from evaluation.task_result import task_result
-from models.errors import BadInput, PrunebenchError
+from prunebench.evaluation.engine.engine import Answers, Engine, NonFiniteScore, RequestProblem
+from prunebench.evaluation.fingerprint import model_fingerprint
+from prunebench.evaluation.outcomes import ItemOutcome, Part, PartStore, key_of
+from prunebench.evaluation.results import Estimate, ProtocolResult, TaskResult
+from prunebench.evaluation.sampling import allocate, chosen_indices
+from prunebench.evaluation.sources import NoData, TaskData, load_task_data
+from prunebench.evaluation.task_result import task_result
+from prunebench.models.errors import BadInput, PrunebenchError
 
 log = logging.getLogger(__name__)
 
@@ -81,10 +81,7 @@ def evaluate(
         raise BadInput(f"limit is {limit}; give a positive number of items a task, or none.")
     definitions = [get_protocol(request.name) for request in requests]
     run = _Run(model, tokenizer, data_dir, seed, prompt, out_dir, token_budget, progress)
-    plans = [
-        run.prepare(protocol, request, request.limit or limit)
-        for protocol, request in zip(definitions, requests, strict=True)
-    ]
+    plans = [run.prepare(protocol, request, request.limit or limit) for protocol, request in zip(definitions, requests, strict=True)]
     return [run.protocol(plan) for plan in plans]
 
 
@@ -164,10 +161,7 @@ class _Run:
         """Scores every task of a protocol."""
         started = time.perf_counter()
         protocol, name = plan.protocol, plan.name
-        results = [
-            self.task(name, entry, data, plan.limit, plan.notes)
-            for entry, data in zip(plan.entries, plan.data, strict=True)
-        ]
+        results = [self.task(name, entry, data, plan.limit, plan.notes) for entry, data in zip(plan.entries, plan.data, strict=True)]
         seconds = time.perf_counter() - started
         mean = chance = margin = None
         if protocol.average == "mean_of_tasks":
@@ -199,21 +193,16 @@ class _Run:
             found[stratum] = self._data[key]
         return found
 
-    def task(
-        self, protocol: str, entry: ProtocolTask, data: dict[str, TaskData], limit: int | None, notes: list[str]
-    ) -> TaskResult:
+    def task(self, protocol: str, entry: ProtocolTask, data: dict[str, TaskData], limit: int | None, notes: list[str]) -> TaskResult:
         """Scores one task, stratum by stratum."""
         definition = known_tasks()[entry.task]
         label = f"{protocol}/{definition.name}"
         blocks: list[list[int]] = []
         if definition.perplexity is not None and definition.perplexity.kind == "blocks":
-            from evaluation.perplexity import token_blocks
+            from prunebench.evaluation.perplexity import token_blocks
 
             blocks = token_blocks(self.engine, data[""].rows, definition.perplexity)
-        sizes = {
-            stratum: len(blocks) if blocks else len(part.rows) - definition.fewshot_from_head
-            for stratum, part in data.items()
-        }
+        sizes = {stratum: len(blocks) if blocks else len(part.rows) - definition.fewshot_from_head for stratum, part in data.items()}
         counts = allocate(sizes, limit)
         total = sum(counts.values())
         parts: dict[str, Part] = {}
@@ -303,15 +292,13 @@ class _Run:
         blocks: list[list[int]],
         report: Callable[[int, int], None] | None,
     ) -> tuple[list[ItemOutcome], int]:
-        from evaluation import perplexity
+        from prunebench.evaluation import perplexity
 
         assert definition.perplexity is not None
         try:
             if blocks:
                 return perplexity.score_blocks(self.engine, blocks, piece.indices, report), 0
-            return perplexity.score_documents(
-                self.engine, piece.data.rows, piece.indices, definition.perplexity, report
-            )
+            return perplexity.score_documents(self.engine, piece.data.rows, piece.indices, definition.perplexity, report)
         except NonFiniteScore as error:
             raise _ItemError(piece.stratum, piece.indices[error.index], error.reason, is_input=False) from None
 
@@ -322,7 +309,7 @@ class _Run:
         chunk: list[_Piece],
         report: Callable[[int, int], None] | None,
     ) -> list[tuple[list[ItemOutcome], int]]:
-        from evaluation.harness import build_requests, build_task, document_outcome, score_documents
+        from prunebench.evaluation.harness import build_requests, build_task, document_outcome, score_documents
 
         head = definition.fewshot_from_head
         tasks, instances = [], []

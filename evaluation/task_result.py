@@ -6,11 +6,11 @@ import hashlib
 from pathlib import Path
 from typing import cast
 
-from evaluation.aggregate import PERPLEXITIES, all_estimates, chance_level
-from evaluation.catalogue import ProtocolTask, TaskDefinition
-from evaluation.outcomes import Part, write_samples
-from evaluation.results import SourceName, TaskResult
-from models.errors import BadInput
+from prunebench.evaluation.aggregate import PERPLEXITIES, all_estimates, chance_level
+from prunebench.evaluation.catalogue import ProtocolTask, TaskDefinition
+from prunebench.evaluation.outcomes import Part, write_samples
+from prunebench.evaluation.results import SourceName, TaskResult
+from prunebench.models.errors import BadInput
 
 
 def task_result(

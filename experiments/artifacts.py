@@ -24,8 +24,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from experiments.hashing import fingerprint, hash_file, hash_value
-from models.errors import BadInput
+from prunebench.experiments.hashing import fingerprint, hash_file, hash_value
+from prunebench.models.errors import BadInput
 
 TEMPORARY_PREFIX = ".tmp-"
 LARGE_BYTES = 1 << 26

@@ -7,9 +7,9 @@ from typing import Any
 
 from pydantic import Field
 
-from experiments.config import EfficiencySettings, Part
-from experiments.hashing import short_id
-from methods.data import CalibrationConfig
+from prunebench.experiments.config import EfficiencySettings, Part
+from prunebench.experiments.hashing import short_id
+from prunebench.methods.data import CalibrationConfig
 
 CELL_FORMAT = 1
 """Counted up when the meaning of a cell changes, so that old records are not taken for new ones."""

@@ -6,10 +6,10 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments import stages
-from experiments.artifacts import CellFolder, remove
-from experiments.plan import PlannedCell
-from experiments.run_cell import finished_record
+from prunebench.experiments import stages
+from prunebench.experiments.artifacts import CellFolder, remove
+from prunebench.experiments.plan import PlannedCell
+from prunebench.experiments.run_cell import finished_record
 
 
 def clean_cells(cells: Sequence[PlannedCell], out: Path, *, checkpoints: bool, everything: bool) -> str:

@@ -41,7 +41,7 @@ class Parser(argparse.ArgumentParser):
     """argparse that answers a mistake in one sentence."""
 
     def error(self, message: str) -> NoReturn:
-        from experiments.suggest import did_you_mean
+        from prunebench.experiments.suggest import did_you_mean
 
         word = message.rpartition(": ")[2].split(" ")[0].strip("'\"")
         hint = did_you_mean(word, [*VERBS, *self._option_string_actions]) if "unrecognized" in message else ""
@@ -77,9 +77,7 @@ def _add_options(verb: argparse.ArgumentParser, name: str) -> None:
         metavar="KEY=VALUE",
         help="overlay settings, e.g. grid.seed=[0,1]",
     )
-    verb.add_argument(
-        "--plugin", action="extend", nargs="+", default=[], type=Path, metavar="FILE", help=".py files that register pruners"
-    )
+    verb.add_argument("--plugin", action="extend", nargs="+", default=[], type=Path, metavar="FILE", help=".py files that register pruners")
     if name == "report":
         return
     verb.add_argument("--data", type=Path, metavar="DIR", help="folder of benchmark data as JSONL, tried before hub and embedded data")
@@ -145,7 +143,7 @@ def main(argv: Sequence[str] | None, build_report: Callable[[Path], Path]) -> in
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or (arguments[0] not in VERBS and arguments[0] not in ("-h", "--help")):
         if arguments and not arguments[0].startswith("-"):
-            from experiments.suggest import did_you_mean
+            from prunebench.experiments.suggest import did_you_mean
 
             print(f"error: unknown verb {arguments[0]!r}.{did_you_mean(arguments[0], VERBS)} Known: {', '.join(VERBS)}.", file=sys.stderr)
             return EXIT_BAD_INPUT
@@ -153,8 +151,8 @@ def main(argv: Sequence[str] | None, build_report: Callable[[Path], Path]) -> in
     options = build_parser().parse_args(arguments)
     options.build_report = build_report
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("experiments").setLevel(logging.INFO)
-    logging.getLogger("models").setLevel(logging.INFO)
+    logging.getLogger("prunebench.experiments").setLevel(logging.INFO)
+    logging.getLogger("prunebench.models").setLevel(logging.INFO)
     quiet_libraries()
     return _guarded(options)
 
@@ -170,11 +168,11 @@ def quiet_libraries() -> None:
 
 
 def _guarded(options: argparse.Namespace) -> int:
-    from leaderboard.errors import LeaderboardError
-    from models.errors import BadInput, PrunebenchError
+    from prunebench.leaderboard.errors import LeaderboardError
+    from prunebench.models.errors import BadInput, PrunebenchError
 
     try:
-        from experiments import verbs
+        from prunebench.experiments import verbs
 
         act: Any = getattr(verbs, options.verb)
         return int(act(options))

@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from evaluation import ProtocolRequest
-from methods.data import CalibrationConfig
-from models.loading import ModelSpec
+from prunebench.evaluation import ProtocolRequest
+from prunebench.methods.data import CalibrationConfig
+from prunebench.models.loading import ModelSpec
 
 
 class Part(BaseModel):

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.artifacts import CellFolder
-from experiments.cell import CellConfig
-from experiments.config import GridConfig
-from experiments.model_check import meta_anatomy
-from experiments.plan import PlannedCell
-from experiments.progress import duration, gigabytes
-from experiments.recovery import get_recovery
-from experiments.run_cell import finished_record, millions
+from prunebench.experiments.artifacts import CellFolder
+from prunebench.experiments.cell import CellConfig
+from prunebench.experiments.config import GridConfig
+from prunebench.experiments.model_check import meta_anatomy
+from prunebench.experiments.plan import PlannedCell
+from prunebench.experiments.progress import duration, gigabytes
+from prunebench.experiments.recovery import get_recovery
+from prunebench.experiments.run_cell import finished_record, millions
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 FORWARD = 2  # operations per parameter and token
@@ -98,7 +98,7 @@ def measure_speed(threads: int | None = None) -> float:
 
 def evaluation_tokens(cell: CellConfig) -> int:
     """Tokens that the protocols of a cell put through the model."""
-    from evaluation import get_protocol
+    from prunebench.evaluation import get_protocol
 
     tokens = 0
     for choice in cell.protocols:
@@ -143,7 +143,7 @@ def estimate(cell: PlannedCell, speed: float) -> Estimate:
 
 def _training_tokens(config: CellConfig) -> tuple[int | None, int | None]:
     """Tokens of the method's own training and of the recovery."""
-    from methods.registry import get_pruner
+    from prunebench.methods.registry import get_pruner
 
     pruner = get_pruner(config.method)
     settings = pruner.Config.model_validate(config.method_config)
@@ -151,7 +151,7 @@ def _training_tokens(config: CellConfig) -> tuple[int | None, int | None]:
 
 
 def _needs_calibration(method: str) -> bool:
-    from methods.registry import get_pruner
+    from prunebench.methods.registry import get_pruner
 
     return get_pruner(method).needs_calibration
 

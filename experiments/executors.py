@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
-from experiments.config import RunSettings
-from experiments.job import Job, Outcome
-from experiments.progress import View
-from experiments.stopping import Stop
+from prunebench.experiments.config import RunSettings
+from prunebench.experiments.job import Job, Outcome
+from prunebench.experiments.progress import View
+from prunebench.experiments.stopping import Stop
 
 
 class Executor(Protocol):
@@ -21,7 +21,7 @@ class LocalExecutor:
     """One cell after another in this process. Simple and quick; a crash of a cell is a crash of the run."""
 
     def execute(self, jobs: Sequence[Job], view: View, stop: Stop) -> Iterator[Outcome]:
-        from experiments.run_cell import run_cell
+        from prunebench.experiments.run_cell import run_cell
 
         for job in jobs:
             if stop.is_asked:
@@ -36,11 +36,11 @@ def make_executor(settings: RunSettings) -> Executor:
         BadInput: the `cluster` extra isn't installed, or no Ray cluster answers at the address.
     """
     if settings.executor == "processes":
-        from experiments.processes import ProcessExecutor
+        from prunebench.experiments.processes import ProcessExecutor
 
         return ProcessExecutor(settings)
     if settings.executor == "ray":
-        from experiments.ray_cluster import RayExecutor
+        from prunebench.experiments.ray_cluster import RayExecutor
 
         return RayExecutor(settings)
     return LocalExecutor()

@@ -7,10 +7,10 @@ import secrets
 import shutil
 from pathlib import Path
 
-from experiments import stages
-from experiments.artifacts import TEMPORARY_PREFIX, CellFolder
-from experiments.plan import PlannedCell
-from models.errors import BadInput
+from prunebench.experiments import stages
+from prunebench.experiments.artifacts import TEMPORARY_PREFIX, CellFolder
+from prunebench.experiments.plan import PlannedCell
+from prunebench.models.errors import BadInput
 
 
 def export_checkpoint(cell: PlannedCell, out: Path, target: Path) -> Path:

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from models.anatomy import Anatomy
-from models.checkpoint import load_pruned
-from models.errors import PrunebenchError
-from models.masks import Masks
+from prunebench.models.anatomy import Anatomy
+from prunebench.models.checkpoint import load_pruned
+from prunebench.models.errors import PrunebenchError
+from prunebench.models.masks import Masks
 
 RELOAD_TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2, "float16": 5e-3}
 """Largest difference of logits that a reload may make, as a share of the largest logit."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from experiments.cell import CellConfig
-from experiments.config import Part
-from leaderboard.record import Status
-from models.loading import ModelSpec
+from prunebench.experiments.cell import CellConfig
+from prunebench.experiments.config import Part
+from prunebench.leaderboard.record import Status
+from prunebench.models.loading import ModelSpec
 
 
 class Job(Part):

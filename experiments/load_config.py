@@ -9,9 +9,9 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from experiments.config import GridConfig
-from experiments.suggest import sentence, shown
-from models.errors import BadInput
+from prunebench.experiments.config import GridConfig
+from prunebench.experiments.suggest import sentence, shown
+from prunebench.models.errors import BadInput
 
 MAX_CONFIG_BYTES = 1_000_000
 MAX_EXTENDS = 16

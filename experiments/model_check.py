@@ -7,13 +7,13 @@ import re
 from pathlib import Path
 from typing import Any
 
-from experiments.hashing import fingerprint, hash_file, hash_value
-from experiments.suggest import shown, unknown
-from models.anatomy import Anatomy
-from models.budget import Budget, solve_uniform
-from models.checkpoint import check_model_folder, weight_files
-from models.errors import BadInput, BudgetError, CheckpointError, PrunebenchError
-from models.loading import ACCEPTED, EMBEDDED_MODELS, EMBEDDED_PREFIX, ModelSpec, resolve_device
+from prunebench.experiments.hashing import fingerprint, hash_file, hash_value
+from prunebench.experiments.suggest import shown, unknown
+from prunebench.models.anatomy import Anatomy
+from prunebench.models.budget import Budget, solve_uniform
+from prunebench.models.checkpoint import check_model_folder, weight_files
+from prunebench.models.errors import BadInput, BudgetError, CheckpointError, PrunebenchError
+from prunebench.models.loading import ACCEPTED, EMBEDDED_MODELS, EMBEDDED_PREFIX, ModelSpec, resolve_device
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -116,8 +116,8 @@ def meta_anatomy(spec: ModelSpec) -> Anatomy | None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from models import pruned_modeling
-    from models.checkpoint import is_pruned_config
+    from prunebench.models import pruned_modeling
+    from prunebench.models.checkpoint import is_pruned_config
 
     try:
         if spec.name.startswith(EMBEDDED_PREFIX):

@@ -11,8 +11,8 @@ import subprocess
 import sys
 from typing import Any
 
-from experiments.provenance import ROOT
-from experiments.worker import HEADER_BYTES
+from prunebench.experiments.provenance import ROOT
+from prunebench.experiments.worker import HEADER_BYTES
 
 
 class Nursery:
@@ -67,7 +67,7 @@ class Nursery:
         here, there = socket.socketpair()
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "experiments.worker", str(there.fileno())],
+            [sys.executable, "-m", "prunebench.experiments.worker", str(there.fileno())],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             pass_fds=(there.fileno(),),

@@ -10,16 +10,16 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from experiments.cell import DENSE, CellConfig, CellModel, CellProtocol
-from experiments.config import Grid, GridConfig, MethodChoice, Pattern, RecoveryChoice
-from experiments.hashing import hash_file
-from experiments.model_check import check_model, data_fingerprint
-from experiments.prompt import prompt_of
-from experiments.recovery import get_recovery
-from experiments.suggest import sentence, shown, unknown
-from leaderboard.variants import in_words, set_apart
-from models.errors import BadInput
-from models.loading import ModelSpec
+from prunebench.experiments.cell import DENSE, CellConfig, CellModel, CellProtocol
+from prunebench.experiments.config import Grid, GridConfig, MethodChoice, Pattern, RecoveryChoice
+from prunebench.experiments.hashing import hash_file
+from prunebench.experiments.model_check import check_model, data_fingerprint
+from prunebench.experiments.prompt import prompt_of
+from prunebench.experiments.recovery import get_recovery
+from prunebench.experiments.suggest import sentence, shown, unknown
+from prunebench.leaderboard.variants import in_words, set_apart
+from prunebench.models.errors import BadInput
+from prunebench.models.loading import ModelSpec
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ def _check_patterns(config: GridConfig) -> None:
 
 
 def _resolve_protocols(config: GridConfig) -> tuple[CellProtocol, ...]:
-    from evaluation import known_protocols
+    from prunebench.evaluation import known_protocols
 
     known = known_protocols()
     prompt = prompt_of(config.evaluation.prompt)
@@ -237,7 +237,7 @@ def _resolve_recovery(choice: RecoveryChoice) -> _Resolved:
 
 def _resolve_method(config: GridConfig, choice: MethodChoice) -> _Resolved:
     """The full settings of a method and where its code comes from."""
-    from methods.registry import get_pruner
+    from prunebench.methods.registry import get_pruner
 
     if choice.name == DENSE:
         raise BadInput("grid.method names 'dense'; the unpruned model is its own row: set grid.dense to true or false instead.")
@@ -252,7 +252,7 @@ def _resolve_method(config: GridConfig, choice: MethodChoice) -> _Resolved:
 
 def _check_method_config(config: GridConfig) -> None:
     """Settings of a known method that this grid doesn't run do no harm: the grid may extend one that does."""
-    from methods.registry import known_pruners
+    from prunebench.methods.registry import known_pruners
 
     known = known_pruners()
     for name in config.method_config:
@@ -262,7 +262,7 @@ def _check_method_config(config: GridConfig) -> None:
 
 def code_source(pruner: type) -> str:
     """`built-in`, or the hash of the file that defines a plugin: changed code makes new cells."""
-    if pruner.__module__.split(".")[0] == "methods":
+    if pruner.__module__.startswith("prunebench.methods."):
         return "built-in"
     try:
         return f"plugin:{hash_file(Path(inspect.getfile(pruner)))[:16]}"

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from experiments.artifacts import CellFolder
-from experiments.config import RunSettings
-from experiments.job import Job, Outcome
-from experiments.nursery import Nursery
-from experiments.progress import View
-from experiments.stopping import Stop
+from prunebench.experiments.artifacts import CellFolder
+from prunebench.experiments.config import RunSettings
+from prunebench.experiments.job import Job, Outcome
+from prunebench.experiments.nursery import Nursery
+from prunebench.experiments.progress import View
+from prunebench.experiments.stopping import Stop
 
 POLL_SECONDS = 0.5
 GRACE_SECONDS = 60.0
@@ -176,8 +176,8 @@ def resident_bytes(pid: int) -> int:
 
 def write_ending(job: Job, status: str, reason: str) -> Outcome:
     """Writes the record of a cell whose worker can't do so any more."""
-    from experiments.recording import unfinished_record
-    from leaderboard.record import write_record
+    from prunebench.experiments.recording import unfinished_record
+    from prunebench.leaderboard.record import write_record
 
     folder = CellFolder(Path(job.out), job.cell.id)
     with folder.lock() as mine:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from experiments.suggest import shown, unknown
-from models.errors import BadInput
+from prunebench.experiments.suggest import shown, unknown
+from prunebench.models.errors import BadInput
 
 MAX_PROMPT_BYTES = 100_000
 
@@ -24,7 +24,7 @@ def prompt_of(setting: str | None) -> str | None:
         return None
     kind, colon, name = setting.partition(":")
     if colon and kind == "compresso":
-        from methods.compresso.prompts import Prompt, prompt_names, prompt_text
+        from prunebench.methods.compresso.prompts import Prompt, prompt_names, prompt_text
 
         if name not in prompt_names():
             raise unknown("collaborative prompt in evaluation.prompt", name, prompt_names())

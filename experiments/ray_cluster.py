@@ -10,14 +10,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.artifacts import CellFolder
-from experiments.config import RunSettings
-from experiments.job import Job, Outcome
-from experiments.processes import write_ending
-from experiments.progress import View
-from experiments.provenance import ROOT
-from experiments.stopping import Stop
-from models.errors import BadInput
+from prunebench.experiments.artifacts import CellFolder
+from prunebench.experiments.config import RunSettings
+from prunebench.experiments.job import Job, Outcome
+from prunebench.experiments.processes import write_ending
+from prunebench.experiments.progress import View
+from prunebench.experiments.provenance import ROOT
+from prunebench.experiments.stopping import Stop
+from prunebench.models.errors import BadInput
 
 POLL_SECONDS = 1.0
 RETRIES_AFTER_A_CRASH = 3
@@ -69,7 +69,7 @@ class RayExecutor:
         }
         if settings.memory_gb_per_cell is not None:
             options["memory"] = int(settings.memory_gb_per_cell * 1e9)
-        from experiments.worker import run_job_text
+        from prunebench.experiments.worker import run_job_text
 
         task = ray.remote(run_job_text).options(**options)
         waiting = list(jobs)

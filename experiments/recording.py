@@ -5,11 +5,11 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from experiments.cell import CellConfig
-from experiments.job import Job
-from experiments.provenance import machine
-from experiments.seeds import seed_for
-from leaderboard.record import (
+from prunebench.experiments.cell import CellConfig
+from prunebench.experiments.job import Job
+from prunebench.experiments.provenance import machine
+from prunebench.experiments.seeds import seed_for
+from prunebench.leaderboard.record import (
     EfficiencyScore,
     LayerShape,
     Metrics,

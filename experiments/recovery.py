@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ValidationError
 
-from experiments.config import Part
-from experiments.suggest import sentence, unknown
-from methods.recovery import LoraRecoveryConfig, recover_lora
-from models.errors import BadInput
+from prunebench.experiments.config import Part
+from prunebench.experiments.suggest import sentence, unknown
+from prunebench.methods.recovery import LoraRecoveryConfig, recover_lora
+from prunebench.models.errors import BadInput
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from methods.data import PruningData
-    from methods.pruner import Run
+    from prunebench.methods.data import PruningData
+    from prunebench.methods.pruner import Run
 
 
 class Recovery(ABC):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from experiments.artifacts import CellFolder
+from prunebench.experiments.artifacts import CellFolder
 
 log = logging.getLogger(__name__)
 

@@ -13,16 +13,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from experiments import stages
-from experiments.artifacts import CellFolder, output_error, remove, write_text
-from experiments.cost import measured
-from experiments.hashing import hash_value
-from experiments.job import Job, Outcome
-from experiments.progress import Emit, duration, gigabytes
-from experiments.recording import build_record, unfinished_record
-from experiments.stopping import Stop, Stopped
-from leaderboard.record import Record, read_record, write_record
-from models.errors import PrunebenchError
+from prunebench.experiments import stages
+from prunebench.experiments.artifacts import CellFolder, output_error, remove, write_text
+from prunebench.experiments.cost import measured
+from prunebench.experiments.hashing import hash_value
+from prunebench.experiments.job import Job, Outcome
+from prunebench.experiments.progress import Emit, duration, gigabytes
+from prunebench.experiments.recording import build_record, unfinished_record
+from prunebench.experiments.stopping import Stop, Stopped
+from prunebench.leaderboard.record import Record, read_record, write_record
+from prunebench.models.errors import PrunebenchError
 
 HEARTBEAT_SECONDS = 1.0
 FINAL = ("done", "skipped")

@@ -10,17 +10,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from experiments.artifacts import CellFolder, output_error
-from experiments.config import GridConfig
-from experiments.executors import Executor
-from experiments.job import Job, Outcome
-from experiments.model_check import check_sparsity
-from experiments.plan import PlannedCell
-from experiments.progress import View
-from experiments.run_cell import FINAL, finished_record
-from experiments.stopping import Stop
-from models.errors import BadInput
-from models.loading import EMBEDDED_PREFIX, resolve_model
+from prunebench.experiments.artifacts import CellFolder, output_error
+from prunebench.experiments.config import GridConfig
+from prunebench.experiments.executors import Executor
+from prunebench.experiments.job import Job, Outcome
+from prunebench.experiments.model_check import check_sparsity
+from prunebench.experiments.plan import PlannedCell
+from prunebench.experiments.progress import View
+from prunebench.experiments.run_cell import FINAL, finished_record
+from prunebench.experiments.stopping import Stop
+from prunebench.models.errors import BadInput
+from prunebench.models.loading import EMBEDDED_PREFIX, resolve_model
 
 log = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from experiments.hashing import hash_value
+from prunebench.experiments.hashing import hash_value
 
 
 def seed_for(seed: int, purpose: str) -> int:

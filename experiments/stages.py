@@ -19,23 +19,23 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from experiments.artifacts import CellFolder
-from experiments.cell import CellConfig
-from experiments.gates import GateFailed, changed_weights, check_masks, masks_hash, probe_reload, weight_hashes, zero_fraction
-from experiments.job import Job
-from experiments.recovery import get_recovery
-from experiments.seeds import seed_for, set_global_seeds
-from methods.data import PruningData, build_pruning_data
-from methods.pruner import Run
-from methods.registry import get_pruner
-from models.anatomy import Anatomy, ParamCount, count_params
-from models.budget import Budget
-from models.checkpoint import load_pruned, save_pruned
-from models.errors import BadInput, PrunebenchError
-from models.loading import LoadedModel, load_model, resolve_device
-from models.masks import Masks
-from models.output_bias import load_changed_weights, output_bias_names
-from models.slice import slice_model
+from prunebench.experiments.artifacts import CellFolder
+from prunebench.experiments.cell import CellConfig
+from prunebench.experiments.gates import GateFailed, changed_weights, check_masks, masks_hash, probe_reload, weight_hashes, zero_fraction
+from prunebench.experiments.job import Job
+from prunebench.experiments.recovery import get_recovery
+from prunebench.experiments.seeds import seed_for, set_global_seeds
+from prunebench.methods.data import PruningData, build_pruning_data
+from prunebench.methods.pruner import Run
+from prunebench.methods.registry import get_pruner
+from prunebench.models.anatomy import Anatomy, ParamCount, count_params
+from prunebench.models.budget import Budget
+from prunebench.models.checkpoint import load_pruned, save_pruned
+from prunebench.models.errors import BadInput, PrunebenchError
+from prunebench.models.loading import LoadedModel, load_model, resolve_device
+from prunebench.models.masks import Masks
+from prunebench.models.output_bias import load_changed_weights, output_bias_names
+from prunebench.models.slice import slice_model
 
 MASKS_FILE = "masks.safetensors"
 WEIGHTS_FILE = "weights.safetensors"
@@ -291,7 +291,7 @@ def model_to_evaluate(work: Work) -> tuple[PreTrainedModel, PreTrainedTokenizerB
 
 def evaluate(work: Work, scratch: Path) -> dict[str, Any]:
     """Scores every protocol of the cell; per-document outcomes go to samples/."""
-    import evaluation
+    from prunebench import evaluation
 
     model, tokenizer = model_to_evaluate(work)
     results = []
@@ -340,7 +340,7 @@ def without_nan(value: Any) -> Any:
 
 def efficiency(work: Work, scratch: Path) -> dict[str, Any]:
     """Measures speed and memory of what was evaluated."""
-    import evaluation
+    from prunebench import evaluation
 
     model, tokenizer = model_to_evaluate(work)
     settings = work.cell.efficiency

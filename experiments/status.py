@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.artifacts import CellFolder
-from experiments.plan import PlannedCell
-from leaderboard.errors import LeaderboardError
-from leaderboard.record import read_record
+from prunebench.experiments.artifacts import CellFolder
+from prunebench.experiments.plan import PlannedCell
+from prunebench.leaderboard.errors import LeaderboardError
+from prunebench.leaderboard.record import read_record
 
 
 @dataclass(frozen=True)

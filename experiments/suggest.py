@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from models.errors import BadInput
+from prunebench.models.errors import BadInput
 
 MAX_VALUE_CHARS = 80
 

@@ -8,24 +8,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from experiments.artifacts import prepare_output_folder
-from experiments.cleaning import clean_cells
-from experiments.cli import axis_settings, reproducing_command
-from experiments.config import GridConfig
-from experiments.estimate import plan_table
-from experiments.executors import make_executor
-from experiments.exporting import export_checkpoint
-from experiments.load_config import load_config
-from experiments.plan import PlannedCell, plan_grid, select
-from experiments.progress import make_view
-from experiments.prompt import prompt_of
-from experiments.reporting import build_page
-from experiments.run_grid import GridResult, check_feasible, fetch_models, make_jobs, run_grid
-from experiments.status import status_table
-from experiments.stopping import Stop, stop_on_signals
-from experiments.suggest import unknown
-from experiments.worker import load_plugins
-from models.errors import BadInput
+from prunebench.experiments.artifacts import prepare_output_folder
+from prunebench.experiments.cleaning import clean_cells
+from prunebench.experiments.cli import axis_settings, reproducing_command
+from prunebench.experiments.config import GridConfig
+from prunebench.experiments.estimate import plan_table
+from prunebench.experiments.executors import make_executor
+from prunebench.experiments.exporting import export_checkpoint
+from prunebench.experiments.load_config import load_config
+from prunebench.experiments.plan import PlannedCell, plan_grid, select
+from prunebench.experiments.progress import make_view
+from prunebench.experiments.prompt import prompt_of
+from prunebench.experiments.reporting import build_page
+from prunebench.experiments.run_grid import GridResult, check_feasible, fetch_models, make_jobs, run_grid
+from prunebench.experiments.status import status_table
+from prunebench.experiments.stopping import Stop, stop_on_signals
+from prunebench.experiments.suggest import unknown
+from prunebench.experiments.worker import load_plugins
+from prunebench.models.errors import BadInput
 
 
 @dataclass
@@ -89,8 +89,8 @@ def evaluate(options: argparse.Namespace) -> int:
 
 def _evaluate_model(options: argparse.Namespace) -> int:
     """Scores one model that need not be of any grid, and prints the table."""
-    import evaluation
-    from models.loading import ModelSpec, load_model
+    from prunebench import evaluation
+    from prunebench.models.loading import ModelSpec, load_model
 
     if options.model is None:
         raise BadInput("evaluate needs --config FILE (cells of a grid) or --model NAME (any checkpoint).")
@@ -195,7 +195,7 @@ def export(options: argparse.Namespace) -> int:
 
 
 def validate(options: argparse.Namespace) -> int:
-    from methods.registry import known_pruners
+    from prunebench.methods.registry import known_pruners
 
     request = understand(options)
     check_feasible(request.cells)
@@ -215,9 +215,9 @@ def clean(options: argparse.Namespace) -> int:
 
 
 def conformance(options: argparse.Namespace) -> int:
-    from methods.conformance import check_pruner
-    from methods.registry import get_pruner
-    from models.tiny import FAMILIES
+    from prunebench.methods.conformance import check_pruner
+    from prunebench.methods.registry import get_pruner
+    from prunebench.models.tiny import FAMILIES
 
     load_plugins(tuple(str(path) for path in options.plugin))
     is_file = options.pruner.endswith(".py") or Path(options.pruner).is_file()

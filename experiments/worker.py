@@ -1,4 +1,4 @@
-"""Cells in processes of their own: `python -m experiments.worker SOCKET_FD` forks one for each request.
+"""Cells in processes of their own: `python -m prunebench.experiments.worker SOCKET_FD` forks one for each request.
 
 A cell's events and, last, its outcome go to a pipe as JSON lines; what the cell prints goes to its worker.log.
 """
@@ -18,9 +18,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-from experiments.job import Job, Outcome
-from experiments.progress import Emit
-from experiments.stopping import Stop, stop_on_signals
+from prunebench.experiments.job import Job, Outcome
+from prunebench.experiments.progress import Emit
+from prunebench.experiments.stopping import Stop, stop_on_signals
 
 PR_SET_PDEATHSIG = 1
 REAP_SECONDS = 0.1
@@ -31,20 +31,20 @@ def run_job(job: Job, emit: Emit, stop: Stop) -> Outcome:
     """Prepares this process for one job (threads, plugins) and runs it."""
     import torch
 
-    from experiments.cli import quiet_libraries
+    from prunebench.experiments.cli import quiet_libraries
 
     quiet_libraries()
     if job.threads is not None:
         torch.set_num_threads(job.threads)
     load_plugins(job.plugins)
-    from experiments.run_cell import run_cell
+    from prunebench.experiments.run_cell import run_cell
 
     return run_cell(job, emit, stop)
 
 
 def load_plugins(paths: tuple[str, ...]) -> list[str]:
     """Imports plugin files; returns the names of the pruners that they register."""
-    from methods.registry import load_plugin
+    from prunebench.methods.registry import load_plugin
 
     return [name for path in paths for name in load_plugin(Path(path))]
 
@@ -84,11 +84,10 @@ def main() -> None:
 
 def _preload() -> None:
     """What every cell imports sooner or later. Starts no threads, touches no GPU: a fork must find neither."""
-    import evaluation  # noqa: F401
-    import experiments.cli
-    import experiments.run_cell
+    from prunebench import evaluation  # noqa: F401
+    from prunebench.experiments import cli
 
-    experiments.cli.quiet_libraries()
+    cli.quiet_libraries()
     with contextlib.suppress(ImportError):
         import datasets  # noqa: F401
         import pyarrow.parquet  # noqa: F401

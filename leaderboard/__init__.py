@@ -5,10 +5,15 @@
 
 from __future__ import annotations
 
+if __name__ != "prunebench.leaderboard":
+    raise ImportError(
+        "import prunebench.leaderboard, not leaderboard: the folders at the top of the repository have no names of their own."
+    )
+
 from collections.abc import Callable
 from pathlib import Path
 
-from leaderboard.errors import LeaderboardError
+from prunebench.leaderboard.errors import LeaderboardError
 
 __all__ = ["LeaderboardError", "build_report"]
 
@@ -23,6 +28,6 @@ def build_report(out_dir: Path, *, progress: Progress | None = None) -> Path:
     Raises:
         LeaderboardError: the folder is missing or can't be written, or the `report` extra is not installed.
     """
-    from leaderboard.build import build
+    from prunebench.leaderboard.build import build
 
     return build(Path(out_dir), progress=progress)

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from leaderboard.errors import LeaderboardError, MissingExtra
-from leaderboard.record import read_records
+from prunebench.leaderboard.errors import LeaderboardError, MissingExtra
+from prunebench.leaderboard.record import read_records
 
 if TYPE_CHECKING:
-    from leaderboard.collect import Entry
-    from leaderboard.plots.style import Plot
+    from prunebench.leaderboard.collect import Entry
+    from prunebench.leaderboard.plots.style import Plot
 
 Progress = Callable[[str, int, int], None]
 MOST_MODELS_PLOTTED = 4
@@ -32,13 +32,13 @@ def build(out_dir: Path, *, progress: Progress | None = None) -> Path:
 
 
 def _build(out_dir: Path, progress: Progress) -> Path:
-    from leaderboard import exports, ledger, pairs
-    from leaderboard.collect import Note, collect
-    from leaderboard.compare import compare
-    from leaderboard.findings import findings
-    from leaderboard.page import Content, render
-    from leaderboard.plots.style import write_csv
-    from leaderboard.tables import leaderboard
+    from prunebench.leaderboard import exports, ledger, pairs
+    from prunebench.leaderboard.collect import Note, collect
+    from prunebench.leaderboard.compare import compare
+    from prunebench.leaderboard.findings import findings
+    from prunebench.leaderboard.page import Content, render
+    from prunebench.leaderboard.plots.style import write_csv
+    from prunebench.leaderboard.tables import leaderboard
 
     progress("read records", 0, 1)
     records, problems = read_records(out_dir)
@@ -91,8 +91,8 @@ def _build(out_dir: Path, progress: Progress) -> Path:
 
 
 def _plots(entries: list[Entry], out_dir: Path, folder: Path, progress: Progress) -> tuple[list[Plot], str]:
-    from leaderboard.plots import curves, score, shape
-    from leaderboard.plots.style import Looks
+    from prunebench.leaderboard.plots import curves, score, shape
+    from prunebench.leaderboard.plots.style import Looks
 
     models = list(dict.fromkeys((e.model, e.synthetic) for e in entries if e.done))
     looks = Looks(e.full_label for e in entries if not e.is_dense)

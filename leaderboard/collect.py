@@ -10,16 +10,16 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from leaderboard import formatting as fmt
-from leaderboard.record import ProtocolScore, Record, TaskScore
-from leaderboard.statistics import (
+from prunebench.leaderboard import formatting as fmt
+from prunebench.leaderboard.record import ProtocolScore, Record, TaskScore
+from prunebench.leaderboard.statistics import (
     Interval,
     log_normal_interval,
     normal_interval,
     seed_mean,
     wilson_interval,
 )
-from leaderboard.variants import in_words, set_apart
+from prunebench.leaderboard.variants import in_words, set_apart
 
 MEAN_TOLERANCE = 1e-6
 SYNTHETIC = " (synthetic)"

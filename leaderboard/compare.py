@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from leaderboard.collect import Entry, Note, Score, Suite
-from leaderboard.samples import TOLERANCE, Outcomes, SampleReader
-from leaderboard.statistics import (
+from prunebench.leaderboard.collect import Entry, Note, Score, Suite
+from prunebench.leaderboard.samples import TOLERANCE, Outcomes, SampleReader
+from prunebench.leaderboard.statistics import (
     ALPHA,
     Comparison,
     benjamini_hochberg,

@@ -8,10 +8,10 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from leaderboard import formatting as fmt
-from leaderboard.collect import Entry
-from leaderboard.plots.style import slug, spreadsheet_safe
-from leaderboard.tables import Cell, Column, Table, suite_ids
+from prunebench.leaderboard import formatting as fmt
+from prunebench.leaderboard.collect import Entry
+from prunebench.leaderboard.plots.style import slug, spreadsheet_safe
+from prunebench.leaderboard.tables import Cell, Column, Table, suite_ids
 
 SIZES = ("params_total", "params_blocks", "disk_bytes", "macs")
 COSTS = ("latency", "decode", "prune_seconds", "prune_tokens", "prune_peak", "status")

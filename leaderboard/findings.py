@@ -6,10 +6,10 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from leaderboard import formatting as fmt
-from leaderboard.collect import Entry, Score
-from leaderboard.compare import Block, Comparisons, Pair
-from leaderboard.tables import STATUS_WORDS, half_width, suite_ids
+from prunebench.leaderboard import formatting as fmt
+from prunebench.leaderboard.collect import Entry, Score
+from prunebench.leaderboard.compare import Block, Comparisons, Pair
+from prunebench.leaderboard.tables import STATUS_WORDS, half_width, suite_ids
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-from leaderboard import formatting as fmt
-from leaderboard.collect import Entry, Score
-from leaderboard.compare import Comparisons
-from leaderboard.record import Record
-from leaderboard.statistics import normal_interval
-from leaderboard.tables import Cell, Column, Table, half_width, number_cell
+from prunebench.leaderboard import formatting as fmt
+from prunebench.leaderboard.collect import Entry, Score
+from prunebench.leaderboard.compare import Comparisons
+from prunebench.leaderboard.record import Record
+from prunebench.leaderboard.statistics import normal_interval
+from prunebench.leaderboard.tables import Cell, Column, Table, half_width, number_cell
 
 SPARSITY_TOLERANCE = 0.005
 
@@ -55,7 +55,7 @@ def load() -> tuple[list[Published], dict[str, Any]]:
     import yaml
 
     numbers: list[Published] = []
-    folder = resources.files("leaderboard.published")
+    folder = resources.files("prunebench.leaderboard.published")
     matching: dict[str, Any] = yaml.safe_load((folder / "matching.yaml").read_text(encoding="utf-8"))
     files = sorted((f for f in folder.iterdir() if f.name.startswith("arxiv_") and f.name.endswith(".yaml")), key=lambda f: f.name)
     for file in files:

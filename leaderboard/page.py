@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
 
-from leaderboard import formatting as fmt
-from leaderboard.collect import Entry, Note
-from leaderboard.compare import Comparisons
-from leaderboard.findings import Finding
-from leaderboard.plots.style import Plot
-from leaderboard.record import Record
-from leaderboard.tables import STATUS_WORDS, Cell, Column, Table, cells_table, suite_ids
+from prunebench.leaderboard import formatting as fmt
+from prunebench.leaderboard.collect import Entry, Note
+from prunebench.leaderboard.compare import Comparisons
+from prunebench.leaderboard.findings import Finding
+from prunebench.leaderboard.plots.style import Plot
+from prunebench.leaderboard.record import Record
+from prunebench.leaderboard.tables import STATUS_WORDS, Cell, Column, Table, cells_table, suite_ids
 
 CHUNK = 50
 PAGE_SIZES = {"pairs": 20, "published": 15}
@@ -74,7 +74,7 @@ def render(content: Content) -> str:
     """The page as one string."""
     import jinja2
 
-    web = resources.files("leaderboard") / "web"
+    web = resources.files("prunebench.leaderboard") / "web"
     environment = jinja2.Environment(autoescape=True, trim_blocks=False, undefined=jinja2.StrictUndefined)
     template = environment.from_string((web / "page.html.j2").read_text(encoding="utf-8"))
     cells, records = cells_table(content.entries)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 
-from leaderboard import formatting as fmt
-from leaderboard.compare import Block, Comparisons, Pair
-from leaderboard.plots.style import spreadsheet_safe
-from leaderboard.statistics import minimum_detectable_difference
-from leaderboard.tables import Cell, Column, Table
+from prunebench.leaderboard import formatting as fmt
+from prunebench.leaderboard.compare import Block, Comparisons, Pair
+from prunebench.leaderboard.plots.style import spreadsheet_safe
+from prunebench.leaderboard.statistics import minimum_detectable_difference
+from prunebench.leaderboard.tables import Cell, Column, Table
 
 COLUMNS = [
     Column("a", "First", "always", "", False),

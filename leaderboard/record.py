@@ -24,8 +24,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from leaderboard.errors import LeaderboardError, RecordWriteError
-from leaderboard.schema import (
+from prunebench.leaderboard.errors import LeaderboardError, RecordWriteError
+from prunebench.leaderboard.schema import (
     SCHEMA_VERSION,
     EfficiencyScore,
     Estimate,

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from leaderboard import formatting as fmt
-from leaderboard.collect import Entry, Note, Suite
-from leaderboard.record import Record, TaskScore, cell_dir
+from prunebench.leaderboard import formatting as fmt
+from prunebench.leaderboard.collect import Entry, Note, Suite
+from prunebench.leaderboard.record import Record, TaskScore, cell_dir
 
 TOLERANCE = 1e-6
 _NUMERIC = ("bool", "int", "float", "double", "halffloat", "uint")

@@ -1,6 +1,6 @@
 """A static site: the leaderboard of one output folder and the project's docs, in one folder that any server can hold.
 
-python -m leaderboard.site OUT --docs docs --to site
+python -m prunebench.leaderboard.site OUT --docs docs --to site
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 from importlib import resources
 from pathlib import Path
 
-from leaderboard.errors import LeaderboardError, MissingExtra
+from prunebench.leaderboard.errors import LeaderboardError, MissingExtra
 
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -92,7 +92,7 @@ def _markdown(text: str) -> str:
 
 
 def _page(title: str, body: str, root: str) -> str:
-    css = (resources.files("leaderboard") / "web" / "page.css").read_text(encoding="utf-8")
+    css = (resources.files("prunebench.leaderboard") / "web" / "page.css").read_text(encoding="utf-8")
     return _PAGE.format(title=html.escape(title), css=css, body=body, root=root)
 
 

@@ -1,6 +1,6 @@
 """Synthetic records, for trying the page and for measuring how it scales. Not results: every record says so.
 
-python -m leaderboard.synthetic OUT --records 10000
+python -m prunebench.leaderboard.synthetic OUT --records 10000
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from leaderboard.record import (
+from prunebench.leaderboard.record import (
     EfficiencyScore,
     Estimate,
     LayerShape,
@@ -135,7 +135,7 @@ def _record(setting: Setting, outcomes: dict[str, np.ndarray], rng: np.random.Ge
         status=status,
         reason=reason,
         synthetic=True,
-        command=f"python -m leaderboard.synthetic OUT --records {index + 1}",
+        command=f"python -m prunebench.leaderboard.synthetic OUT --records {index + 1}",
         stages=[
             StageCost(name="prune", seconds=float(2 + 30 * rng.random()), tokens=4096, peak_memory_bytes=10**9),
             StageCost(name="evaluate", seconds=float(20 + 5 * rng.random())),

@@ -6,10 +6,10 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from leaderboard import formatting as fmt
-from leaderboard.collect import Entry, Score
-from leaderboard.compare import Comparisons
-from leaderboard.record import Record
+from prunebench.leaderboard import formatting as fmt
+from prunebench.leaderboard.collect import Entry, Score
+from prunebench.leaderboard.compare import Comparisons
+from prunebench.leaderboard.record import Record
 
 STATUS_WORDS = {
     "done": "done",

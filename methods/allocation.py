@@ -9,10 +9,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from models.anatomy import Anatomy
-from models.budget import Budget, solve_uniform
-from models.errors import BudgetError
-from models.masks import Masks
+from prunebench.models.anatomy import Anatomy
+from prunebench.models.budget import Budget, solve_uniform
+from prunebench.models.errors import BudgetError
+from prunebench.models.masks import Masks
 
 Allocation = Literal["uniform", "global"]
 RankBy = Literal["score_per_parameter", "score"]

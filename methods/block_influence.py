@@ -12,15 +12,15 @@ from pydantic import Field
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from methods.allocation import SubLayer, remove_blocks, remove_sublayers
-from methods.data import PruningData
-from methods.layerwise import run_decoder
-from methods.magnitude import magnitude_scores
-from methods.pruner import Pruner, PrunerConfig, Run
-from methods.registry import register
-from models.anatomy import Anatomy
-from models.budget import Budget
-from models.masks import Masks
+from prunebench.methods.allocation import SubLayer, remove_blocks, remove_sublayers
+from prunebench.methods.data import PruningData
+from prunebench.methods.layerwise import run_decoder
+from prunebench.methods.magnitude import magnitude_scores
+from prunebench.methods.pruner import Pruner, PrunerConfig, Run
+from prunebench.methods.registry import register
+from prunebench.models.anatomy import Anatomy
+from prunebench.models.budget import Budget
+from prunebench.models.masks import Masks
 
 Measure = Literal["cosine", "relative_l2"]
 

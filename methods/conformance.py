@@ -19,16 +19,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from methods.data import PruningData
-from methods.pruner import Pruner, PrunerConfig, Run
-from models.anatomy import Anatomy, count_params
-from models.budget import Budget
-from models.checkpoint import load_pruned, save_pruned
-from models.errors import PrunebenchError
-from models.masks import Masks
-from models.slice import slice_model
-from models.soft_masks import apply_masks
-from models.tiny import FAMILIES, VOCAB_SIZE, random_tokens, tiny_model
+from prunebench.methods.data import PruningData
+from prunebench.methods.pruner import Pruner, PrunerConfig, Run
+from prunebench.models.anatomy import Anatomy, count_params
+from prunebench.models.budget import Budget
+from prunebench.models.checkpoint import load_pruned, save_pruned
+from prunebench.models.errors import PrunebenchError
+from prunebench.models.masks import Masks
+from prunebench.models.slice import slice_model
+from prunebench.models.soft_masks import apply_masks
+from prunebench.models.tiny import FAMILIES, VOCAB_SIZE, random_tokens, tiny_model
 
 SPARSITIES = (0.2, 0.4)
 LOGIT_TOLERANCE = 1e-4  # relative to the largest logit, float32

@@ -20,11 +20,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from methods.calibration.contamination import evaluation_index
-from methods.calibration.sampling import CleanDocuments, draw_samples
-from methods.calibration.sources import load_corpus
-from methods.calibration.training_text import Example, TrainingConfig, TrainingText, build_training_text
-from models.errors import BadInput
+from prunebench.methods.calibration.contamination import evaluation_index
+from prunebench.methods.calibration.sampling import CleanDocuments, draw_samples
+from prunebench.methods.calibration.sources import load_corpus
+from prunebench.methods.calibration.training_text import Example, TrainingConfig, TrainingText, build_training_text
+from prunebench.models.errors import BadInput
 
 __all__ = [
     "CalibrationConfig",

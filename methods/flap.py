@@ -9,15 +9,15 @@ from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from methods.allocation import UnitScores, allocate
-from methods.data import PruningData
-from methods.layerwise import InputMoments, run_decoder, watched_inputs
-from methods.pruner import Pruner, PrunerConfig, Run
-from methods.registry import register
-from models.anatomy import Anatomy
-from models.budget import Budget
-from models.masks import Masks
-from models.output_bias import ensure_output_bias
+from prunebench.methods.allocation import UnitScores, allocate
+from prunebench.methods.data import PruningData
+from prunebench.methods.layerwise import InputMoments, run_decoder, watched_inputs
+from prunebench.methods.pruner import Pruner, PrunerConfig, Run
+from prunebench.methods.registry import register
+from prunebench.models.anatomy import Anatomy
+from prunebench.models.budget import Budget
+from prunebench.models.masks import Masks
+from prunebench.models.output_bias import ensure_output_bias
 
 Metric = Literal["WIFV", "IFV", "WIFN"]
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from methods.pruner import Progress
+from prunebench.methods.pruner import Progress
 
 VisitLayer = Callable[[int, Callable[[], Tensor]], Tensor]
 

@@ -9,13 +9,13 @@ from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from methods.allocation import Allocation, UnitScores, allocate, unprotected_layers
-from methods.data import PruningData
-from methods.pruner import Pruner, PrunerConfig, Run
-from methods.registry import register
-from models.anatomy import Anatomy, Rows
-from models.budget import Budget
-from models.masks import Masks
+from prunebench.methods.allocation import Allocation, UnitScores, allocate, unprotected_layers
+from prunebench.methods.data import PruningData
+from prunebench.methods.pruner import Pruner, PrunerConfig, Run
+from prunebench.methods.registry import register
+from prunebench.models.anatomy import Anatomy, Rows
+from prunebench.models.budget import Budget
+from prunebench.models.masks import Masks
 
 
 class MagnitudeConfig(PrunerConfig):

@@ -12,10 +12,10 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from transformers import PreTrainedModel
 
-from methods.data import PruningData
-from models.anatomy import Anatomy
-from models.budget import Budget
-from models.masks import Masks
+from prunebench.methods.data import PruningData
+from prunebench.models.anatomy import Anatomy
+from prunebench.models.budget import Budget
+from prunebench.models.masks import Masks
 
 Progress = Callable[[str, int, int], None]
 

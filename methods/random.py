@@ -6,13 +6,13 @@ import torch
 from pydantic import Field
 from transformers import PreTrainedModel
 
-from methods.allocation import UnitScores, allocate, unprotected_layers
-from methods.data import PruningData
-from methods.pruner import Pruner, PrunerConfig, Run
-from methods.registry import register
-from models.anatomy import Anatomy
-from models.budget import Budget
-from models.masks import Masks
+from prunebench.methods.allocation import UnitScores, allocate, unprotected_layers
+from prunebench.methods.data import PruningData
+from prunebench.methods.pruner import Pruner, PrunerConfig, Run
+from prunebench.methods.registry import register
+from prunebench.models.anatomy import Anatomy
+from prunebench.models.budget import Budget
+from prunebench.models.masks import Masks
 
 
 class RandomConfig(PrunerConfig):

@@ -15,23 +15,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-from methods.pruner import Pruner
-from models.errors import BadInput
+from prunebench.methods.pruner import Pruner
+from prunebench.models.errors import BadInput
 
 ENTRY_POINT_GROUP = "prunebench.pruners"
 
 BUILT_IN = {
-    "block_influence": "methods.block_influence:BlockInfluence",
-    "compresso": "methods.compresso.pruner:Compresso",
-    "flap": "methods.flap:Flap",
-    "llm_pruner": "methods.llm_pruner.pruner:LLMPruner",
-    "magnitude": "methods.magnitude:Magnitude",
-    "nuteprune": "methods.nuteprune.pruner:NutePrune",
-    "random": "methods.random:Random",
-    "slicegpt": "methods.slicegpt:SliceGPT",
-    "sparsegpt": "methods.sparsegpt:SparseGPT",
-    "wanda": "methods.wanda:Wanda",
-    "wanda_sp": "methods.wanda_sp:WandaSp",
+    "block_influence": "prunebench.methods.block_influence:BlockInfluence",
+    "compresso": "prunebench.methods.compresso.pruner:Compresso",
+    "flap": "prunebench.methods.flap:Flap",
+    "llm_pruner": "prunebench.methods.llm_pruner.pruner:LLMPruner",
+    "magnitude": "prunebench.methods.magnitude:Magnitude",
+    "nuteprune": "prunebench.methods.nuteprune.pruner:NutePrune",
+    "random": "prunebench.methods.random:Random",
+    "slicegpt": "prunebench.methods.slicegpt:SliceGPT",
+    "sparsegpt": "prunebench.methods.sparsegpt:SparseGPT",
+    "wanda": "prunebench.methods.wanda:Wanda",
+    "wanda_sp": "prunebench.methods.wanda_sp:WandaSp",
 }
 
 _registered: dict[str, type[Pruner]] = {}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from transformers import PreTrainedModel
 
-from methods.data import PruningData
-from methods.pruner import Pruner, PrunerConfig, Run, Support
-from methods.registry import register
-from models.anatomy import Anatomy
-from models.budget import Budget
-from models.errors import UnsupportedModel
-from models.masks import Masks
+from prunebench.methods.data import PruningData
+from prunebench.methods.pruner import Pruner, PrunerConfig, Run, Support
+from prunebench.methods.registry import register
+from prunebench.models.anatomy import Anatomy
+from prunebench.models.budget import Budget
+from prunebench.models.errors import UnsupportedModel
+from prunebench.models.masks import Masks
 
 REASON = (
     "SliceGPT rotates the residual stream anew in each layer and puts two shortcut matrices into every layer, which a plain "

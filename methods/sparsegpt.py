@@ -7,14 +7,14 @@ from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from methods.data import PruningData
-from methods.layerwise import InputGram
-from methods.pruner import Pruner, Run
-from methods.registry import register
-from methods.unstructured import Pattern, UnstructuredConfig, drop_two_of_four, zero_fraction, zero_layer_by_layer
-from models.anatomy import Anatomy
-from models.budget import Budget
-from models.masks import Masks
+from prunebench.methods.data import PruningData
+from prunebench.methods.layerwise import InputGram
+from prunebench.methods.pruner import Pruner, Run
+from prunebench.methods.registry import register
+from prunebench.methods.unstructured import Pattern, UnstructuredConfig, drop_two_of_four, zero_fraction, zero_layer_by_layer
+from prunebench.models.anatomy import Anatomy
+from prunebench.models.budget import Budget
+from prunebench.models.masks import Masks
 
 
 class SparseGPTConfig(UnstructuredConfig):

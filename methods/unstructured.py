@@ -14,11 +14,11 @@ from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from methods.layerwise import StatisticT, walk_layers, watched_inputs
-from methods.pruner import PrunerConfig, Run
-from models.anatomy import Anatomy, Layer
-from models.budget import TOLERANCE, Budget
-from models.errors import BudgetError
+from prunebench.methods.layerwise import StatisticT, walk_layers, watched_inputs
+from prunebench.methods.pruner import PrunerConfig, Run
+from prunebench.models.anatomy import Anatomy, Layer
+from prunebench.models.budget import TOLERANCE, Budget
+from prunebench.models.errors import BudgetError
 
 Pattern = Literal["unstructured", "2:4"]
 

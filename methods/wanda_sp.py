@@ -9,15 +9,15 @@ from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from methods.allocation import lowest, unprotected_layers
-from methods.data import PruningData
-from methods.layerwise import InputMoments, walk_layers, watched_inputs
-from methods.pruner import Pruner, PrunerConfig, Run
-from methods.registry import register
-from models.anatomy import Anatomy
-from models.budget import Budget, solve_uniform
-from models.masks import Masks
-from models.soft_masks import apply_masks
+from prunebench.methods.allocation import lowest, unprotected_layers
+from prunebench.methods.data import PruningData
+from prunebench.methods.layerwise import InputMoments, walk_layers, watched_inputs
+from prunebench.methods.pruner import Pruner, PrunerConfig, Run
+from prunebench.methods.registry import register
+from prunebench.models.anatomy import Anatomy
+from prunebench.models.budget import Budget, solve_uniform
+from prunebench.models.masks import Masks
+from prunebench.models.soft_masks import apply_masks
 
 
 class WandaSpConfig(PrunerConfig):

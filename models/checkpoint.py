@@ -13,9 +13,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from models import pruned_modeling
-from models.errors import CheckpointError
-from models.slice import MODELING_FILE
+from prunebench.models import pruned_modeling
+from prunebench.models.errors import CheckpointError
+from prunebench.models.slice import MODELING_FILE
 
 PROVENANCE_FILE = "prunebench.json"
 

@@ -16,9 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from models import assets
-from models.checkpoint import load_pruned, weight_files
-from models.errors import AssetError, BadInput, CheckpointError
+from prunebench.models import assets
+from prunebench.models.checkpoint import load_pruned, weight_files
+from prunebench.models.errors import AssetError, BadInput, CheckpointError
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from models.anatomy import Anatomy, ParamCount
-from models.errors import InvalidMasks
+from prunebench.models.anatomy import Anatomy, ParamCount
+from prunebench.models.errors import InvalidMasks
 
 FORMAT = "prunebench-masks-1"  # one metadata key, since safetensors writes several in no fixed order
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from models.anatomy import MLP
+from prunebench.models.anatomy import MLP
 
 Read = Callable[[], Tensor | None]
 Side = Literal[0, 1]  # of a weight: its rows, which make the output, or its columns, which read the input

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from models.anatomy import Anatomy
+from prunebench.models.anatomy import Anatomy
 
 
 def output_bias_names(anatomy: Anatomy) -> frozenset[str]:

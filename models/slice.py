@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from models import pruned_modeling
-from models.anatomy import MLP, Anatomy, Attention
-from models.masks import Masks
+from prunebench.models import pruned_modeling
+from prunebench.models.anatomy import MLP, Anatomy, Attention
+from prunebench.models.masks import Masks
 
 MODELING_FILE = "modeling_pruned"  # the name under which models/pruned_modeling.py travels with a checkpoint
 

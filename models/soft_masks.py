@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from models.anatomy import MLP, Anatomy, Attention
-from models.gated_products import LEARNING, PLAIN, GateFunctions, Parts, Times
-from models.masks import Masks
-from models.open_channels import OpenChannels, OwnForward, Read, leave_out
+from prunebench.models.anatomy import MLP, Anatomy, Attention
+from prunebench.models.gated_products import LEARNING, PLAIN, GateFunctions, Parts, Times
+from prunebench.models.masks import Masks
+from prunebench.models.open_channels import OpenChannels, OwnForward, Read, leave_out
 
 MLPPlacement = Literal["product", "branches"]
 Handle = RemovableHandle | OwnForward

@@ -11,8 +11,8 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
-from models.anatomy import Anatomy
-from models.masks import Masks
+from prunebench.models.anatomy import Anatomy
+from prunebench.models.masks import Masks
 
 VOCAB_SIZE = 128
 NUM_LAYERS = 3

@@ -28,13 +28,13 @@ def sources() -> list[tuple[str, Path]]:
 
 
 def imported(tree: ast.AST, *, only_module_level: bool = False) -> Iterator[tuple[str, int]]:
-    """Every absolute import as (dotted name, line); `from a import b` gives `a.b`."""
+    """Every absolute import as (dotted name, line), ours without `prunebench.`; `from a import b` gives `a.b`."""
     nodes = ast.walk(tree) if not only_module_level else iter_module_level(tree)
     for node in nodes:
         if isinstance(node, ast.Import):
-            yield from ((alias.name, node.lineno) for alias in node.names)
+            yield from ((alias.name.removeprefix("prunebench."), node.lineno) for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            yield from ((f"{node.module}.{alias.name}", node.lineno) for alias in node.names)
+            yield from ((f"{node.module}.{alias.name}".removeprefix("prunebench."), node.lineno) for alias in node.names)
 
 
 def iter_module_level(tree: ast.AST) -> Iterator[ast.AST]:
@@ -50,6 +50,11 @@ def iter_module_level(tree: ast.AST) -> Iterator[ast.AST]:
 
 def is_under(name: str, prefix: str) -> bool:
     return name == prefix or name.startswith(prefix + ".")
+
+
+def test_the_rules_see_the_imports_that_they_are_about() -> None:
+    seen = {name.split(".")[0] for owner, path in sources() if owner == "run_all" for name, _ in imported(ast.parse(path.read_text()))}
+    assert {"experiments", "leaderboard"} <= seen
 
 
 @pytest.mark.parametrize("room", [*ROOMS, "run_all"])

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from evaluation.engine.prefix_tree import Segment, Unit
-from models.attention_interface import attention_function
+from prunebench.evaluation.engine.prefix_tree import Segment, Unit
+from prunebench.models.attention_interface import attention_function
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -206,9 +206,7 @@ class PackedRow:
         return result
 
 
-def attention(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, softcap: float | None
-) -> Tensor:
+def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, softcap: float | None) -> Tensor:
     """Grouped-query attention; `mask` None means causal.
 
     Args:
@@ -223,9 +221,7 @@ def attention(
         if groups > 1:
             key = repeat_heads(key, groups)
             value = repeat_heads(value, groups)
-        return F.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, is_causal=mask is None, scale=scaling
-        )
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=mask is None, scale=scaling)
     if mask is None:
         mask = torch.full((n, m), float("-inf"), device=query.device).triu_(1)
     folded = query.reshape(kv_heads, groups * n, query.shape[-1])  # heads of one group under each other

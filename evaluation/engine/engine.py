@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from evaluation.engine.generation import NON_FINITE, GenerationRequest, Generator
-from evaluation.engine.scoring import Score, ScoreRequest, make_scorer, plain_scores
-from models.errors import BadInput, PrunebenchError
+from prunebench.evaluation.engine.generation import NON_FINITE, GenerationRequest, Generator
+from prunebench.evaluation.engine.scoring import Score, ScoreRequest, make_scorer, plain_scores
+from prunebench.models.errors import BadInput, PrunebenchError
 
 log = logging.getLogger(__name__)
 
@@ -149,9 +149,7 @@ class Engine:
             return plain_scores(self.model, requests)
         return self.scorer.score(requests, progress)
 
-    def loglikelihood(
-        self, pairs: Sequence[tuple[str, str]], progress: Callable[[int, int], None] | None = None
-    ) -> Answers:
+    def loglikelihood(self, pairs: Sequence[tuple[str, str]], progress: Callable[[int, int], None] | None = None) -> Answers:
         """(log-likelihood, is greedy) of each continuation given its context.
 
         Raises:
@@ -179,16 +177,12 @@ class Engine:
             tokens.append((before, after))
         return self._score_pairs(tokens, progress)
 
-    def _score_pairs(
-        self, tokens: Sequence[tuple[list[int], list[int]]], progress: Callable[[int, int], None] | None
-    ) -> Answers:
+    def _score_pairs(self, tokens: Sequence[tuple[list[int], list[int]]], progress: Callable[[int, int], None] | None) -> Answers:
         answers = Answers([])
         requests = []
         for index, (before, after) in enumerate(tokens):
             if len(after) > self.max_length:
-                raise RequestProblem(
-                    index, f"a choice holds {len(after)} tokens, more than the model's context of {self.max_length}"
-                )
+                raise RequestProblem(index, f"a choice holds {len(after)} tokens, more than the model's context of {self.max_length}")
             if len(before) + len(after) > self.max_length + 1:
                 answers.truncated.add(index)
             whole = (before + after)[-(self.max_length + 1) :]
@@ -201,9 +195,7 @@ class Engine:
             answers.responses.append((score.total, score.is_greedy))
         return answers
 
-    def loglikelihood_rolling(
-        self, texts: Sequence[str], progress: Callable[[int, int], None] | None = None
-    ) -> Answers:
+    def loglikelihood_rolling(self, texts: Sequence[str], progress: Callable[[int, int], None] | None = None) -> Answers:
         """Log-likelihood of each whole text, long ones in windows that don't overlap (the harness's rule)."""
         encoded = self.encode(texts)
         owners: list[int] = []
@@ -236,9 +228,7 @@ class Engine:
                 raise RequestProblem(index, "it asks for sampling; only greedy generation is supported")
             new_tokens = _new_tokens(options)
             if self.max_length - new_tokens < 1:
-                raise RequestProblem(
-                    index, f"it asks for {new_tokens} new tokens; the model's context holds {self.max_length}"
-                )
+                raise RequestProblem(index, f"it asks for {new_tokens} new tokens; the model's context holds {self.max_length}")
             ids = self._behind_prompt(encoded[context])
             if len(ids) > self.max_length - new_tokens:
                 answers.truncated.add(index)
@@ -275,9 +265,7 @@ class Engine:
             self.tokenizer,
         )
 
-    def _generate(
-        self, requests: list[GenerationRequest], progress: Callable[[int, int], None] | None
-    ) -> list[list[int]]:
+    def _generate(self, requests: list[GenerationRequest], progress: Callable[[int, int], None] | None) -> list[list[int]]:
         if self.generation_problem is None:
             return self.generator.generate(requests, progress)
         import torch

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from evaluation.engine.attention import PackedRow, Prefix, active_row, segment_cost, tree_attention
-from evaluation.engine.prefix_tree import PrefixEnd, PrefixStep, RowBudget, RowStep, Step, build_tree, chain_unit, plan
-from evaluation.engine.scoring import default_row_tokens, extend_prefix, forward_row, is_out_of_memory
+from prunebench.evaluation.engine.attention import PackedRow, Prefix, active_row, segment_cost, tree_attention
+from prunebench.evaluation.engine.prefix_tree import PrefixEnd, PrefixStep, RowBudget, RowStep, Step, build_tree, chain_unit, plan
+from prunebench.evaluation.engine.scoring import default_row_tokens, extend_prefix, forward_row, is_out_of_memory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -85,8 +85,7 @@ class _Pool:
         for key, (own_keys, own_values) in kept.items():
             if key not in self.layers:
                 self.layers[key] = tuple(  # type: ignore[assignment]
-                    own.new_zeros(self.capacity, own.shape[1], self.room, own.shape[3])
-                    for own in (own_keys, own_values)
+                    own.new_zeros(self.capacity, own.shape[1], self.room, own.shape[3]) for own in (own_keys, own_values)
                 )
             keys, values = self.layers[key]
             keys[row, :, : slot.length] = own_keys[0]
@@ -208,9 +207,7 @@ class Generator:
         self.capacity = slots or (GPU_SLOTS if self.device.type == "cuda" else CPU_SLOTS)
         self.tokens_computed = 0
 
-    def generate(
-        self, requests: Sequence[GenerationRequest], progress: Callable[[int, int], None] | None = None
-    ) -> list[list[int]]:
+    def generate(self, requests: Sequence[GenerationRequest], progress: Callable[[int, int], None] | None = None) -> list[list[int]]:
         """New tokens of every request, the token that finished it included.
 
         When memory runs out, the requests that aren't finished start again with half the rows.
@@ -379,9 +376,7 @@ class _Run:
         ids = torch.tensor([[slot.next_token] for slot in slots], device=device)  # (rows, 1)
         positions = torch.tensor([[slot.position] for slot in slots], device=device)
         with active_row(row):
-            logits = self.owner.model(
-                input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=1
-            ).logits[:, -1]
+            logits = self.owner.model(input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=1).logits[:, -1]
         self.owner.tokens_computed += len(slots)
         chosen = logits.argmax(-1).tolist()
         finite = torch.isfinite(logits).all(-1).tolist()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from evaluation.engine.engine import Engine
+from prunebench.evaluation.engine.engine import Engine
 
 
 def harness_lm(engine: Engine) -> Any:

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evaluation.engine.attention import PackedRow, Prefix, UnsupportedAttention, active_row, segment_cost, tree_attention
-from evaluation.engine.head import Head
-from evaluation.engine.prefix_tree import (
+from prunebench.evaluation.engine.attention import PackedRow, Prefix, UnsupportedAttention, active_row, segment_cost, tree_attention
+from prunebench.evaluation.engine.head import Head
+from prunebench.evaluation.engine.prefix_tree import (
     PrefixEnd,
     PrefixStep,
     RowBudget,
@@ -90,9 +90,7 @@ class Scorer:
         self.tokens_computed = 0
         self._rows_since_halving = 0
 
-    def score(
-        self, requests: Sequence[ScoreRequest], progress: Callable[[int, int], None] | None = None
-    ) -> list[Score]:
+    def score(self, requests: Sequence[ScoreRequest], progress: Callable[[int, int], None] | None = None) -> list[Score]:
         """One `Score` a request, in order.
 
         Args:
@@ -264,10 +262,7 @@ class _Batch:
         self.log_probs = np.full(int(self.offsets[-1]), np.nan)
         self.greedy = np.zeros(int(self.offsets[-1]), dtype=bool)
         self.first_scored = np.array(
-            [
-                len(sequence) - max(lengths[i] for i in members)
-                for sequence, members in zip(self.sequences, self.members, strict=True)
-            ],
+            [len(sequence) - max(lengths[i] for i in members) for sequence, members in zip(self.sequences, self.members, strict=True)],
             dtype=np.int64,
         )
         self.finished = 0
@@ -287,9 +282,7 @@ class _Batch:
             found += self._wanted(sequence, path, unit.first_depth, unit.first_depth + len(path), start)
         return found
 
-    def _wanted(
-        self, sequence: int, path: Sequence[int] | np.ndarray, low: int, high: int, start: int
-    ) -> list[tuple[int, int, int]]:
+    def _wanted(self, sequence: int, path: Sequence[int] | np.ndarray, low: int, high: int, start: int) -> list[tuple[int, int, int]]:
         length = len(self.sequences[sequence])
         found = []
         for index in self.members[sequence]:
@@ -367,9 +360,7 @@ def make_scorer(model: PreTrainedModel, row_tokens: int | None = None) -> tuple[
         except (UnsupportedAttention, TypeError, KeyError, AttributeError) as error:
             problem = f"{type(model).__name__} can't share prefixes between requests ({error})"
             continue
-        gap = max(
-            float(np.abs(one.log_probs - other.log_probs).max()) for one, other in zip(scores, expected, strict=True)
-        )
+        gap = max(float(np.abs(one.log_probs - other.log_probs).max()) for one, other in zip(scores, expected, strict=True))
         both_fail = all(not np.isfinite(score.log_probs).all() for score in expected)
         if gap <= tolerance or both_fail:  # a broken model's NaN is reported by the items, not here
             return Scorer(model, row_tokens, uses_own_head), None

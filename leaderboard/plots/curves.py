@@ -8,9 +8,9 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from leaderboard import formatting as fmt
-from leaderboard.collect import Entry
-from leaderboard.plots.style import Looks, Plot, figure, save, slug
+from prunebench.leaderboard import formatting as fmt
+from prunebench.leaderboard.collect import Entry
+from prunebench.leaderboard.plots.style import Looks, Plot, figure, save, slug
 
 MOST_POINTS = 1000
 MOST_PANELS = 6

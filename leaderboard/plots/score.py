@@ -6,11 +6,11 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from leaderboard import formatting as fmt
-from leaderboard.collect import Entry, Score
-from leaderboard.plots.style import GRID, INK, MUTED, Looks, Plot, Tips, figure, save, slug
-from leaderboard.statistics import pareto_front
-from leaderboard.tables import score_cell, suite_ids
+from prunebench.leaderboard import formatting as fmt
+from prunebench.leaderboard.collect import Entry, Score
+from prunebench.leaderboard.plots.style import GRID, INK, MUTED, Looks, Plot, Tips, figure, save, slug
+from prunebench.leaderboard.statistics import pareto_front
+from prunebench.leaderboard.tables import score_cell, suite_ids
 
 COLUMNS = 2
 

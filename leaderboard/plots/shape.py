@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from leaderboard import formatting as fmt
-from leaderboard.collect import Entry
-from leaderboard.plots.style import PALETTE, Plot, Tips, figure, save, slug
-from leaderboard.record import LayerShape, cell_dir
+from prunebench.leaderboard import formatting as fmt
+from prunebench.leaderboard.collect import Entry
+from prunebench.leaderboard.plots.style import PALETTE, Plot, Tips, figure, save, slug
+from prunebench.leaderboard.record import LayerShape, cell_dir
 
 MOST_PANELS = 12
 MOST_ROWS = 48

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from leaderboard import formatting as fmt
+from prunebench.leaderboard import formatting as fmt
 
 INK, MUTED, GRID = "#1f2430", "#5b6472", "#d8dce3"
 # Okabe-Ito, the dark ones first (yellow is too pale for lines on white and is darkened).

@@ -1,6 +1,6 @@
 """Turns the collected tables of the papers (paper_tables.json) into the YAML files beside this one.
 
-    python -m leaderboard.published.convert paper_tables.json
+    python -m prunebench.leaderboard.published.convert paper_tables.json
 
 Every number keeps its paper, table, source, model, counting rule and whether it was verified (seen verbatim in an
 opened source) or only recalled. Nothing is typed by hand here; correct the JSON and convert again.

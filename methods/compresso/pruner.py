@@ -10,28 +10,28 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from methods.calibration.sampling import tokenize
-from methods.calibration.training_text import Example, TrainingConfig
-from methods.compresso.prompts import Prompt, prompt_text
-from methods.data import PruningData
-from methods.pruner import Pruner, PrunerConfig, Run, Support
-from methods.registry import register
-from methods.training.adapters import Projection
-from methods.training.gates import GateKinds
-from methods.training.hardening import Survivors
-from methods.training.learner import DRAWS, Draws, LearnerSettings, MaskLearner
-from methods.training.loop import run_stages
-from methods.training.packed_attention import can_split
-from methods.training.packing import Pack, lm_loss, with_prompt
-from methods.training.precision import DESCRIPTION as PRECISION
-from methods.training.precision import ComputeDtype
-from methods.training.schedule import Ramp
-from methods.training.source_text import fingerprint, text_to_learn
-from methods.training.stages import HEAD_MASK_LR, FineTune, LearnMasks
-from models.anatomy import Anatomy
-from models.budget import Budget
-from models.errors import BadInput
-from models.masks import Masks
+from prunebench.methods.calibration.sampling import tokenize
+from prunebench.methods.calibration.training_text import Example, TrainingConfig
+from prunebench.methods.compresso.prompts import Prompt, prompt_text
+from prunebench.methods.data import PruningData
+from prunebench.methods.pruner import Pruner, PrunerConfig, Run, Support
+from prunebench.methods.registry import register
+from prunebench.methods.training.adapters import Projection
+from prunebench.methods.training.gates import GateKinds
+from prunebench.methods.training.hardening import Survivors
+from prunebench.methods.training.learner import DRAWS, Draws, LearnerSettings, MaskLearner
+from prunebench.methods.training.loop import run_stages
+from prunebench.methods.training.packed_attention import can_split
+from prunebench.methods.training.packing import Pack, lm_loss, with_prompt
+from prunebench.methods.training.precision import DESCRIPTION as PRECISION
+from prunebench.methods.training.precision import ComputeDtype
+from prunebench.methods.training.schedule import Ramp
+from prunebench.methods.training.source_text import fingerprint, text_to_learn
+from prunebench.methods.training.stages import HEAD_MASK_LR, FineTune, LearnMasks
+from prunebench.models.anatomy import Anatomy
+from prunebench.models.budget import Budget
+from prunebench.models.errors import BadInput
+from prunebench.models.masks import Masks
 
 log = logging.getLogger(__name__)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from models.anatomy import Anatomy
-from models.budget import Budget, LayerCounts
-from models.errors import BadInput, BudgetError
-from models.masks import Masks
+from prunebench.models.anatomy import Anatomy
+from prunebench.models.budget import Budget, LayerCounts
+from prunebench.models.errors import BadInput, BudgetError
+from prunebench.models.masks import Masks
 
 
 def paper_counts(anatomy: Anatomy, local_fraction: float, layers: list[int]) -> dict[int, LayerCounts]:
@@ -48,7 +48,7 @@ def prune_width(anatomy: Anatomy, budget: Budget, scores: Tensor) -> Masks:
 
 def prune_depth(anatomy: Anatomy, budget: Budget) -> Masks:
     """Removes whole layers from the end, then, for what a whole layer would overshoot, channels of the last one that stays."""
-    from methods.allocation import remove_blocks
+    from prunebench.methods.allocation import remove_blocks
 
     return remove_blocks(anatomy, budget, [layer.index for layer in reversed(anatomy.layers)])
 

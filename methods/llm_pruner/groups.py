@@ -8,9 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from methods.allocation import UnitScores
-from methods.llm_pruner.taylor import Site
-from models.anatomy import Anatomy, Layer, Rows
+from prunebench.methods.allocation import UnitScores
+from prunebench.methods.llm_pruner.taylor import Site
+from prunebench.models.anatomy import Anatomy, Layer, Rows
 
 Reduction = Literal["sum", "mean", "max", "prod", "first", "last"]
 

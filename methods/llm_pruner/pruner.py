@@ -10,17 +10,17 @@ from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from methods.allocation import Allocation, UnitScores, allocate, lowest, unprotected_layers
-from methods.data import PruningData
-from methods.llm_pruner.counts import paper_counts, prune_depth, prune_width
-from methods.llm_pruner.groups import BlockGroups, Reduction, hidden_sites, reduce_members
-from methods.llm_pruner.taylor import Importance, score_sites
-from methods.pruner import Pruner, PrunerConfig, Run
-from methods.registry import register
-from models.anatomy import Anatomy
-from models.budget import Budget
-from models.masks import Masks
-from models.soft_masks import apply_masks
+from prunebench.methods.allocation import Allocation, UnitScores, allocate, lowest, unprotected_layers
+from prunebench.methods.data import PruningData
+from prunebench.methods.llm_pruner.counts import paper_counts, prune_depth, prune_width
+from prunebench.methods.llm_pruner.groups import BlockGroups, Reduction, hidden_sites, reduce_members
+from prunebench.methods.llm_pruner.taylor import Importance, score_sites
+from prunebench.methods.pruner import Pruner, PrunerConfig, Run
+from prunebench.methods.registry import register
+from prunebench.models.anatomy import Anatomy
+from prunebench.models.budget import Budget
+from prunebench.models.masks import Masks
+from prunebench.models.soft_masks import apply_masks
 
 
 class LLMPrunerConfig(PrunerConfig):

@@ -31,8 +31,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from methods.layerwise import recomputed_layers
-from methods.pruner import Progress
+from prunebench.methods.layerwise import recomputed_layers
+from prunebench.methods.pruner import Progress
 
 Importance = Literal["vector", "first", "second", "mix"]
 HALF_PRECISION_SCALE = 2.0**12  # of the loss of a float16 model, taken back in float32

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from methods.training.cross_entropy import positions_at_once
-from models.anatomy import Anatomy
+from prunebench.methods.training.cross_entropy import positions_at_once
+from prunebench.models.anatomy import Anatomy
 
 KLReduction = Literal["sequence", "token"]
 LayerScale = Literal["absolute", "relative"]

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from models.anatomy import Anatomy
-from models.masks import Masks
+from prunebench.models.anatomy import Anatomy
+from prunebench.models.masks import Masks
 
 
 def published_sparsity(anatomy: Anatomy, expected: Mapping[str, float]) -> float:

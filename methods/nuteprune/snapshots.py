@@ -9,8 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from methods.training.checkpoint import read_state, write_state
-from models.errors import PrunebenchError
+from prunebench.methods.training.checkpoint import read_state, write_state
+from prunebench.models.errors import PrunebenchError
 
 Progression = Literal["progressive", "second_phase", "dense"]
 

@@ -7,16 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from methods.nuteprune.distillation import KLReduction, LayerScale, LayerStates, kl_loss
-from methods.nuteprune.published_count import published_sparsity
-from methods.nuteprune.snapshots import SnapshotManager
-from methods.training.cross_entropy import cross_entropy
-from methods.training.hardening import deterministic_values
-from methods.training.learner import MaskLearner
-from methods.training.packing import Pack, lm_loss, pack_logits, run_packed
-from methods.training.schedule import decayed
-from methods.training.stages import LearnMasks
-from models.soft_masks import Gates
+from prunebench.methods.nuteprune.distillation import KLReduction, LayerScale, LayerStates, kl_loss
+from prunebench.methods.nuteprune.published_count import published_sparsity
+from prunebench.methods.nuteprune.snapshots import SnapshotManager
+from prunebench.methods.training.cross_entropy import cross_entropy
+from prunebench.methods.training.hardening import deterministic_values
+from prunebench.methods.training.learner import MaskLearner
+from prunebench.methods.training.packing import Pack, lm_loss, pack_logits, run_packed
+from prunebench.methods.training.schedule import decayed
+from prunebench.methods.training.stages import LearnMasks
+from prunebench.models.soft_masks import Gates
 
 GATE = "gate."
 LORA = "lora."

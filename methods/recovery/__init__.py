@@ -1,5 +1,5 @@
 """What happens to every pruned model after slicing, the same for all methods."""
 
-from methods.recovery.lora import LoraRecoveryConfig, Recovered, recover_lora
+from prunebench.methods.recovery.lora import LoraRecoveryConfig, Recovered, recover_lora
 
 __all__ = ["LoraRecoveryConfig", "Recovered", "recover_lora"]

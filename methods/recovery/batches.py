@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
-from methods.data import Example
-from methods.training.packing import Pack
-from models.errors import BadInput
+from prunebench.methods.data import Example
+from prunebench.methods.training.packing import Pack
+from prunebench.models.errors import BadInput
 
 
 @dataclass(frozen=True)

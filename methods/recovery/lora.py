@@ -13,18 +13,18 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from methods.data import PruningData, TrainingConfig
-from methods.layerwise import recomputed_layers
-from methods.pruner import Run
-from methods.recovery.batches import BatchPlan, packed
-from methods.training.adapters import Adapters, Projection
-from methods.training.checkpoint import load_optimizer, optimizer_tensors
-from methods.training.loop import Learner, Stage, run_stages
-from methods.training.packed_attention import packed_attention
-from methods.training.packing import Pack, lm_loss
-from methods.training.precision import DESCRIPTION as PRECISION
-from methods.training.precision import ComputeDtype, computing_in, frozen_weights_in
-from models.anatomy import Anatomy
+from prunebench.methods.data import PruningData, TrainingConfig
+from prunebench.methods.layerwise import recomputed_layers
+from prunebench.methods.pruner import Run
+from prunebench.methods.recovery.batches import BatchPlan, packed
+from prunebench.methods.training.adapters import Adapters, Projection
+from prunebench.methods.training.checkpoint import load_optimizer, optimizer_tensors
+from prunebench.methods.training.loop import Learner, Stage, run_stages
+from prunebench.methods.training.packed_attention import packed_attention
+from prunebench.methods.training.packing import Pack, lm_loss
+from prunebench.methods.training.precision import DESCRIPTION as PRECISION
+from prunebench.methods.training.precision import ComputeDtype, computing_in, frozen_weights_in
+from prunebench.models.anatomy import Anatomy
 
 
 class LoraRecoveryConfig(BaseModel):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from models.anatomy import Anatomy
+from prunebench.models.anatomy import Anatomy
 
 Projection = Literal["q", "k", "v", "o", "gate", "up", "down"]
 ADAPTER = "prunebench"

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.anatomy import Anatomy
-from models.budget import Basis
+from prunebench.models.anatomy import Anatomy
+from prunebench.models.budget import Basis
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from models.anatomy import MLP, Anatomy, Attention
-from models.soft_masks import Gates, MLPPlacement
+from prunebench.models.anatomy import MLP, Anatomy, Attention
+from prunebench.models.soft_masks import Gates, MLPPlacement
 
 
 @torch.no_grad()

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from methods.training.expected_size import OpenProbabilities
-from methods.training.hard_concrete import INITIAL_DROP_RATE, HardConcrete, bernoulli_entropy, clamp_log_alpha, initial_log_alpha
-from models.anatomy import Anatomy
-from models.soft_masks import Gates
+from prunebench.methods.training.expected_size import OpenProbabilities
+from prunebench.methods.training.hard_concrete import INITIAL_DROP_RATE, HardConcrete, bernoulli_entropy, clamp_log_alpha, initial_log_alpha
+from prunebench.models.anatomy import Anatomy
+from prunebench.models.soft_masks import Gates
 
 HEAD_KINDS = ("kv_groups", "q_heads")
 

@@ -19,11 +19,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from methods.training.expected_size import ExpectedSize
-from methods.training.gates import GateSet
-from models.anatomy import Anatomy
-from models.budget import TOLERANCE, Budget
-from models.masks import Masks
+from prunebench.methods.training.expected_size import ExpectedSize
+from prunebench.methods.training.gates import GateSet
+from prunebench.models.anatomy import Anatomy
+from prunebench.models.budget import TOLERANCE, Budget
+from prunebench.models.masks import Masks
 
 Survivors = Literal["soft", "hard"]
 

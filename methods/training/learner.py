@@ -12,22 +12,22 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from methods.calibration.training_text import Example
-from methods.training.adapters import Adapters, Projection
-from methods.training.expected_size import ExpectedSize
-from methods.training.folding import fold_gates
-from methods.training.gates import GateKinds, GateSet
-from methods.training.hard_concrete import HardConcrete
-from methods.training.hardening import Hardened, Survivors, harden
-from methods.training.lagrangian import Lagrangian
-from methods.training.loop import Learner
-from methods.training.packed_attention import packed_attention
-from methods.training.packing import Pack, PackSampler
-from methods.training.precision import ComputeDtype, frozen_weights_in
-from models.anatomy import Anatomy
-from models.budget import Budget
-from models.masks import Masks
-from models.soft_masks import AppliedGates, Gates, MLPPlacement, apply_gates
+from prunebench.methods.calibration.training_text import Example
+from prunebench.methods.training.adapters import Adapters, Projection
+from prunebench.methods.training.expected_size import ExpectedSize
+from prunebench.methods.training.folding import fold_gates
+from prunebench.methods.training.gates import GateKinds, GateSet
+from prunebench.methods.training.hard_concrete import HardConcrete
+from prunebench.methods.training.hardening import Hardened, Survivors, harden
+from prunebench.methods.training.lagrangian import Lagrangian
+from prunebench.methods.training.loop import Learner
+from prunebench.methods.training.packed_attention import packed_attention
+from prunebench.methods.training.packing import Pack, PackSampler
+from prunebench.methods.training.precision import ComputeDtype, frozen_weights_in
+from prunebench.models.anatomy import Anatomy
+from prunebench.models.budget import Budget
+from prunebench.models.masks import Masks
+from prunebench.models.soft_masks import AppliedGates, Gates, MLPPlacement, apply_gates
 
 Draws = Literal["example", "pack"]
 DRAWS = "each example of a pack meets its own draw of the gates, as does a shared prompt, or all of it meets one"

@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from methods.pruner import Run
-from methods.training.checkpoint import read_state, write_state
-from models.errors import PrunebenchError
+from prunebench.methods.pruner import Run
+from prunebench.methods.training.checkpoint import read_state, write_state
+from prunebench.models.errors import PrunebenchError
 
 log = logging.getLogger(__name__)
 

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from methods.calibration.training_text import Example
-from methods.training.cross_entropy import NO_TARGET, cross_entropy
-from methods.training.packed_attention import Layout, packed_attention
-from models.errors import BadInput
+from prunebench.methods.calibration.training_text import Example
+from prunebench.methods.training.cross_entropy import NO_TARGET, cross_entropy
+from prunebench.methods.training.packed_attention import Layout, packed_attention
+from prunebench.models.errors import BadInput
 
 ROUND = 64
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from methods.calibration.training_text import Example
-from methods.pruner import Progress
-from methods.training.checkpoint import read_state, write_state
+from prunebench.methods.calibration.training_text import Example
+from prunebench.methods.pruner import Progress
+from prunebench.methods.training.checkpoint import read_state, write_state
 
 GREEDY_TOKENS = 4
 BATCH = 32

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedModel
 
-from methods.calibration.training_text import Example, TrainingConfig, TrainingText
-from methods.data import PruningData
-from methods.pruner import PrunerConfig, Run
-from methods.training.self_text import self_generated
-from models.budget import Budget
+from prunebench.methods.calibration.training_text import Example, TrainingConfig, TrainingText
+from prunebench.methods.data import PruningData
+from prunebench.methods.pruner import PrunerConfig, Run
+from prunebench.methods.training.self_text import self_generated
+from prunebench.models.budget import Budget
 
 
 def text_to_learn(text: TrainingConfig, self_text_examples: int, model: PreTrainedModel, data: PruningData, run: Run) -> TrainingText:

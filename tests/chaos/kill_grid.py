@@ -33,9 +33,10 @@ def preload() -> None:
     import pandas  # noqa: F401
     import torch
 
-    import evaluation  # noqa: F401
-    import experiments.run_cell
-    import experiments.verbs  # noqa: F401
+    from prunebench import evaluation  # noqa: F401
+    from prunebench.experiments import (
+        verbs,  # noqa: F401
+    )
 
     torch.set_num_threads(1)
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from methods.conformance import check_pruner
-from methods.registry import BUILT_IN, get_pruner
-from models.tiny import FAMILIES
+from prunebench.methods.conformance import check_pruner
+from prunebench.methods.registry import BUILT_IN, get_pruner
+from prunebench.models.tiny import FAMILIES
 
 
 @pytest.mark.parametrize("family", FAMILIES)

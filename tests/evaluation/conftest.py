@@ -25,9 +25,7 @@ def byte_tokenizer(bos: str | None = "<s>", eos: str | None = "</s>", adds_bos: 
     if adds_bos:
         tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     special = {"bos_token": bos, "eos_token": eos, "pad_token": "<pad>"}
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, **{name: token for name, token in special.items() if token is not None}
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **{name: token for name, token in special.items() if token is not None})
 
 
 @pytest.fixture(scope="session")
@@ -39,7 +37,7 @@ def small_model(family: str, seed: int = 0, **overrides: Any) -> Any:
     """A tiny model over the byte tokenizer, with sharper outputs than fresh weights give."""
     import torch
 
-    from models.tiny import tiny_model
+    from prunebench.models.tiny import tiny_model
 
     model = tiny_model(family, seed=seed, vocab_size=VOCAB_SIZE, **overrides).eval()
     with torch.no_grad():
@@ -52,6 +50,6 @@ def small_model(family: str, seed: int = 0, **overrides: Any) -> Any:
 @pytest.fixture(scope="session")
 def embedded() -> Any:
     """The embedded model, loaded once."""
-    from models.loading import ModelSpec, load_model
+    from prunebench.models.loading import ModelSpec, load_model
 
     return load_model(ModelSpec(name="embedded:smollm2-135m-instruct", dtype="float32"))

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from evaluation import harness
-from evaluation.catalogue import known_tasks
-from evaluation.engine.engine import Engine
-from evaluation.engine.scoring import ScoreRequest
-from evaluation.sampling import chosen_indices
-from evaluation.sources import load_task_data
+from prunebench.evaluation import harness
+from prunebench.evaluation.catalogue import known_tasks
+from prunebench.evaluation.engine.engine import Engine
+from prunebench.evaluation.engine.scoring import ScoreRequest
+from prunebench.evaluation.sampling import chosen_indices
+from prunebench.evaluation.sources import load_task_data
 
 # A few documents of each; benchmarks/evaluator.py compares hundreds by the same rule.
 SUITES = [
@@ -58,9 +58,7 @@ def exact(model: Any, requests: list[ScoreRequest]) -> list[float]:
 
 
 @pytest.mark.parametrize(("name", "shots", "stratum", "count"), SUITES)
-def test_scores_equal_hf(
-    embedded: Any, engine: Engine, backend: Any, name: str, shots: int, stratum: str, count: int
-) -> None:
+def test_scores_equal_hf(embedded: Any, engine: Engine, backend: Any, name: str, shots: int, stratum: str, count: int) -> None:
     task, groups = groups_of(name, shots, stratum, count)
     instances = [instance for group in groups for instance in group]
     answers = engine.loglikelihood([instance.args for instance in instances]).responses

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from evaluation.engine.engine import Engine, NonFiniteScore, RequestProblem, disjoint_windows
-from models.errors import BadInput
+from prunebench.evaluation.engine.engine import Engine, NonFiniteScore, RequestProblem, disjoint_windows
+from prunebench.models.errors import BadInput
 from tests.evaluation.conftest import byte_tokenizer, small_model
 
 TEXTS = [
@@ -83,9 +83,7 @@ def test_windows_equal_the_harness_rule(count: int, length: int) -> None:
     from lm_eval import utils
 
     tokens = list(range(100, 100 + count))
-    expected = [
-        utils.make_disjoint_window(window) for window in utils.get_rolling_token_windows(tokens, 7, length, 1)
-    ]
+    expected = [utils.make_disjoint_window(window) for window in utils.get_rolling_token_windows(tokens, 7, length, 1)]
     assert disjoint_windows(tokens, 7, length) == expected
 
 
@@ -115,9 +113,7 @@ def test_long_prompts_leave_room_for_the_new_tokens() -> None:
     model, tokenizer = small_model("llama", max_position_embeddings=64), byte_tokenizer()
     requests = [("long words " * 12, {"until": ["\n"], "max_gen_toks": 10})]
     answers = Engine(model, tokenizer).generate_until(requests)
-    assert answers.responses == hf(model, tokenizer).generate_until(
-        instances("generate_until", requests), disable_tqdm=True
-    )
+    assert answers.responses == hf(model, tokenizer).generate_until(instances("generate_until", requests), disable_tqdm=True)
     assert answers.truncated == {0}
 
 
@@ -199,7 +195,7 @@ def test_a_tokenizer_without_bos_and_eos_scores_what_has_a_context() -> None:
 def test_the_engine_is_an_lm_for_the_harness(tokenizer: Any) -> None:
     from lm_eval.api.model import LM
 
-    from evaluation.engine.lm import harness_lm
+    from prunebench.evaluation.engine.lm import harness_lm
 
     lm = harness_lm(Engine(small_model("llama"), tokenizer))
     assert isinstance(lm, LM)
@@ -209,7 +205,7 @@ def test_the_engine_is_an_lm_for_the_harness(tokenizer: Any) -> None:
 
 
 def test_a_model_that_cannot_share_gives_the_same_answers(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from evaluation.engine import engine as module
+    from prunebench.evaluation.engine import engine as module
 
     model = small_model("llama")
     shared = Engine(model, tokenizer)

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-import evaluation
-from evaluation import ProtocolRequest, evaluate, format_table, harness, known_protocols, runner
-from evaluation.aggregate import mean_estimate
-from evaluation.catalogue import known_tasks
-from evaluation.engine.engine import Engine
-from evaluation.sampling import allocate, chosen_indices
-from evaluation.sources import load_task_data
-from models.errors import BadInput
+from prunebench import evaluation
+from prunebench.evaluation import ProtocolRequest, evaluate, format_table, harness, known_protocols, runner
+from prunebench.evaluation.aggregate import mean_estimate
+from prunebench.evaluation.catalogue import known_tasks
+from prunebench.evaluation.engine.engine import Engine
+from prunebench.evaluation.sampling import allocate, chosen_indices
+from prunebench.evaluation.sources import load_task_data
+from prunebench.models.errors import BadInput
 from tests.evaluation.conftest import byte_tokenizer, small_model
 
 EMBEDDED = ("embedded",)
@@ -53,7 +53,7 @@ def piqa_only(monkeypatch: pytest.MonkeyPatch) -> str:
         "average": "mean_of_tasks",
     }
     known = {**known_protocols(), PIQA_ONLY: evaluation.Protocol(**definition)}
-    monkeypatch.setattr("evaluation.catalogue.known_protocols", lambda: known)
+    monkeypatch.setattr("prunebench.evaluation.catalogue.known_protocols", lambda: known)
     return PIQA_ONLY
 
 
@@ -192,14 +192,12 @@ def test_embedded_validation_splits_are_named(model: Any, tokenizer: Any) -> Non
 def test_a_folder_of_bbh_and_race_runs_the_generated_and_reading_protocols(
     tmp_path: Path, model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("evaluation.engine.engine.DEFAULT_NEW_TOKENS", 6)
+    monkeypatch.setattr("prunebench.evaluation.engine.engine.DEFAULT_NEW_TOKENS", 6)
     (tmp_path / "bbh").mkdir()
     for stratum in known_tasks()["bbh_direct"].all_strata:
         rows = [{"input": f"{stratum} {i}", "target": "Yes" if i % 3 else "No"} for i in range(6)]
         (tmp_path / "bbh" / f"{stratum}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    direct, compresso = evaluate(
-        model, tokenizer, ["bbh_3shot_direct", "bbh_generative_compresso"], data_dir=tmp_path, limit=27
-    )
+    direct, compresso = evaluate(model, tokenizer, ["bbh_3shot_direct", "bbh_generative_compresso"], data_dir=tmp_path, limit=27)
     assert (direct.tasks[0].n, direct.tasks[0].n_available) == (27, 27 * 6)
     assert (compresso.tasks[0].n, compresso.tasks[0].n_available) == (27, 27 * 3)
     assert direct.chance == pytest.approx(4 / 6)
@@ -253,9 +251,7 @@ def test_a_cut_run_goes_on_where_it_stopped(tmp_path: Path, model: Any, tokenize
     assert resumed.tasks == fresh.tasks
 
 
-def test_finished_parts_need_no_model_pass(
-    tmp_path: Path, model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_finished_parts_need_no_model_pass(tmp_path: Path, model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = [request("mmlu_5shot_four", 4), request("perplexity_passages", 3)]
     first = evaluate(model, tokenizer, wanted, out_dir=tmp_path)
 
@@ -304,9 +300,7 @@ BAD_ROWS = [
 
 
 @pytest.mark.parametrize(("row", "message"), BAD_ROWS)
-def test_a_malformed_row_is_named(
-    tmp_path: Path, model: Any, tokenizer: Any, piqa_only: str, row: dict[str, Any], message: str
-) -> None:
+def test_a_malformed_row_is_named(tmp_path: Path, model: Any, tokenizer: Any, piqa_only: str, row: dict[str, Any], message: str) -> None:
     folder = write_piqa(tmp_path, [*PIQA[:3], row])
     with pytest.raises(BadInput, match=message) as caught:
         evaluate(model, tokenizer, [piqa_only], data_dir=folder)
@@ -321,9 +315,7 @@ def test_a_line_that_is_not_json_is_named(tmp_path: Path, model: Any, tokenizer:
         evaluate(model, tokenizer, [piqa_only], data_dir=folder)
 
 
-def test_missing_data_says_what_to_do_before_anything_is_computed(
-    model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_data_says_what_to_do_before_anything_is_computed(model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Engine, "score", lambda *_: pytest.fail("computed before all data was there"))
     with pytest.raises(BadInput, match=r"No data for task 'race_high'.*--data"):
         evaluate(model, tokenizer, [request("perplexity_passages", 2), request("reading", 2)])

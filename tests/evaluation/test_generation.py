@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from evaluation.engine import generation
-from evaluation.engine.generation import GenerationRequest, Generator
-from models.anatomy import Anatomy
-from models.slice import slice_model
-from models.tiny import FAMILIES, random_masks
+from prunebench.evaluation.engine import generation
+from prunebench.evaluation.engine.generation import GenerationRequest, Generator
+from prunebench.models.anatomy import Anatomy
+from prunebench.models.slice import slice_model
+from prunebench.models.tiny import FAMILIES, random_masks
 from tests.evaluation.conftest import VOCAB_SIZE, small_model
 
 
@@ -71,10 +71,7 @@ def test_a_row_stops_on_its_own_condition_and_the_others_go_on() -> None:
     wanted = prompts()
     whole = [own(model, prompt, 12) for prompt in wanted]
     stops = [tokens[i % 5] for i, tokens in enumerate(whole)]
-    requests = [
-        GenerationRequest(prompt, 12, lambda new, stop=stop: new[-1] == stop)
-        for prompt, stop in zip(wanted, stops, strict=True)
-    ]
+    requests = [GenerationRequest(prompt, 12, lambda new, stop=stop: new[-1] == stop) for prompt, stop in zip(wanted, stops, strict=True)]
     for generated, tokens, stop in zip(Generator(model, 40, 4).generate(requests), whole, stops, strict=True):
         assert generated == tokens[: tokens.index(stop) + 1]
 

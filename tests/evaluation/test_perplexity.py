@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from evaluation import evaluate, known_protocols
-from evaluation.aggregate import perplexity_estimate
-from evaluation.catalogue import PerplexityDefinition
-from evaluation.engine.engine import Engine
-from evaluation.perplexity import score_blocks, token_blocks
-from models.errors import BadInput
+from prunebench.evaluation import evaluate, known_protocols
+from prunebench.evaluation.aggregate import perplexity_estimate
+from prunebench.evaluation.catalogue import PerplexityDefinition
+from prunebench.evaluation.engine.engine import Engine
+from prunebench.evaluation.perplexity import score_blocks, token_blocks
+from prunebench.models.errors import BadInput
 from tests.evaluation.conftest import VOCAB_SIZE, byte_tokenizer, small_model
 
 TEXT = [{"text": f"Line {i} of the text, with some words in it."} for i in range(40)]
@@ -117,8 +117,8 @@ def test_passages_are_scored_alone_after_the_prefix_token(tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_longer_blocks_have_a_lower_perplexity_on_a_trained_model(embedded: Any) -> None:
-    from evaluation.catalogue import known_tasks
-    from evaluation.sources import load_task_data
+    from prunebench.evaluation.catalogue import known_tasks
+    from prunebench.evaluation.sources import load_task_data
 
     rows = load_task_data(known_tasks()["passages"], "", ("embedded",), None, 0).rows[:5]
     short, long = (perplexity(embedded.model, embedded.tokenizer, rows, block) for block in (16, 128))

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evaluation.engine.attention import PackedRow
-from evaluation.engine.prefix_tree import (
+from prunebench.evaluation.engine.attention import PackedRow
+from prunebench.evaluation.engine.prefix_tree import (
     SHORTEST_PREFIX,
     PrefixEnd,
     PrefixStep,
@@ -30,9 +30,7 @@ def distinct_prefixes(sequences: list[list[int]]) -> int:
 
 @given(SEQUENCES, st.integers(1, 40), st.sampled_from([0, 5, 10**6]))
 @settings(max_examples=150, deadline=None)
-def test_every_sequence_is_rebuilt_from_prefixes_and_its_path(
-    sequences: list[list[int]], row_tokens: int, segment_cost: int
-) -> None:
+def test_every_sequence_is_rebuilt_from_prefixes_and_its_path(sequences: list[list[int]], row_tokens: int, segment_cost: int) -> None:
     open_prefixes: list[list[int]] = []
     found: dict[int, list[int]] = {}
     unique = [list(s) for s in dict.fromkeys(map(tuple, sequences))]
@@ -81,9 +79,7 @@ def test_small_rows_repeat_only_paths_too_short_to_keep(sequences: list[list[int
 
 @given(SEQUENCES, st.sampled_from([0, 4, 30, 10**6]), st.sampled_from([None, 3]))
 @settings(max_examples=100, deadline=None)
-def test_masks_show_each_token_its_ancestors_within_the_window(
-    sequences: list[list[int]], segment_cost: int, window: int | None
-) -> None:
+def test_masks_show_each_token_its_ancestors_within_the_window(sequences: list[list[int]], segment_cost: int, window: int | None) -> None:
     unit = make_unit(build_tree(sequences), 0, segment_cost)
     row = PackedRow([unit], None, torch.device("cpu"), torch.float32)
     expected = np.zeros((len(unit), len(unit)), dtype=bool)

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from evaluation.engine import scoring
-from evaluation.engine.head import Head
-from evaluation.engine.scoring import Scorer, ScoreRequest, make_scorer, plain_scores
-from models.anatomy import Anatomy
-from models.slice import slice_model
-from models.tiny import FAMILIES, random_masks
+from prunebench.evaluation.engine import scoring
+from prunebench.evaluation.engine.head import Head
+from prunebench.evaluation.engine.scoring import Scorer, ScoreRequest, make_scorer, plain_scores
+from prunebench.models.anatomy import Anatomy
+from prunebench.models.slice import slice_model
+from prunebench.models.tiny import FAMILIES, random_masks
 from tests.evaluation.conftest import VOCAB_SIZE, small_model
 
 
@@ -91,7 +91,7 @@ def test_the_models_own_attention_is_back_after_scoring(family: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
 def test_half_precision_stays_near_float64(family: str, dtype: torch.dtype) -> None:
-    from models.tiny import tiny_model
+    from prunebench.models.tiny import tiny_model
 
     model = tiny_model(family, vocab_size=VOCAB_SIZE).to(dtype).eval()
     requests = some_requests()

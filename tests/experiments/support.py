@@ -15,8 +15,8 @@ import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from models.tiny import tiny_model
-from run_all import main
+from prunebench.models.tiny import tiny_model
+from prunebench.run_all import main
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -131,7 +131,9 @@ class Started:
         with tempfile.NamedTemporaryFile(suffix=".log", delete=False) as log:
             self.log = Path(log.name)
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["experiments.verbs", "experiments.run_cell", "evaluation", "lm_eval.tasks", "datasets"])
+        context.set_forkserver_preload(
+            ["prunebench.experiments.verbs", "prunebench.experiments.run_cell", "prunebench.evaluation", "lm_eval.tasks", "datasets"]
+        )
         self.process = context.Process(target=_run_verb, args=(list(arguments), str(self.log)))
         self.process.start()
 

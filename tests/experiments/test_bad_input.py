@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from run_all import main
+from prunebench.run_all import main
 from tests.experiments.support import Bench, grid_config
 
 
@@ -135,7 +135,7 @@ def test_report_of_a_folder_that_is_not_there(tmp_path: Path, capsys: pytest.Cap
 
 
 def test_every_verb_has_help_with_an_example(capsys: pytest.CaptureFixture[str]) -> None:
-    from experiments.cli import VERBS
+    from prunebench.experiments.cli import VERBS
 
     for verb in VERBS:
         with pytest.raises(SystemExit) as stop:
@@ -147,8 +147,8 @@ def test_every_verb_has_help_with_an_example(capsys: pytest.CaptureFixture[str])
 def test_a_name_with_dots_can_not_leave_the_results_folder(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     from argparse import Namespace
 
-    from experiments.config import GridConfig
-    from experiments.verbs import output_folder
+    from prunebench.experiments.config import GridConfig
+    from prunebench.experiments.verbs import output_folder
 
     for name in ("../../etc", "/abs", "a/b", "..", "~", "x\0y"):
         config = GridConfig.model_validate({**grid_config(bench.model), "name": name})

@@ -3,10 +3,10 @@
 import torch
 from safetensors.torch import load_file, save_file
 
-from experiments.stages import changed_weights, weight_hashes
-from models.anatomy import Anatomy
-from models.output_bias import load_changed_weights
-from models.tiny import tiny_model
+from prunebench.experiments.stages import changed_weights, weight_hashes
+from prunebench.models.anatomy import Anatomy
+from prunebench.models.output_bias import load_changed_weights
+from prunebench.models.tiny import tiny_model
 
 
 def test_a_changed_tied_embedding_is_stored_once_and_restored(tmp_path):

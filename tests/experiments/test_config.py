@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
-from experiments.cli import build_parser
-from experiments.load_config import load_config, parse_setting
-from experiments.plan import plan_grid
-from models.errors import BadInput
+from prunebench.experiments.cli import build_parser
+from prunebench.experiments.load_config import load_config, parse_setting
+from prunebench.experiments.plan import plan_grid
+from prunebench.models.errors import BadInput
 from tests.experiments.support import ROOT
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.reporting import set_aside_changed_records
+from prunebench.experiments.reporting import set_aside_changed_records
 from tests.experiments.support import Bench, differences
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from experiments.config import GridConfig
-from experiments.estimate import TASK_SIZES, Estimate, estimate, evaluation_tokens, measure_speed
-from experiments.load_config import load_config
-from experiments.plan import plan_grid
+from prunebench.experiments.config import GridConfig
+from prunebench.experiments.estimate import TASK_SIZES, Estimate, estimate, evaluation_tokens, measure_speed
+from prunebench.experiments.load_config import load_config
+from prunebench.experiments.plan import plan_grid
 from tests.experiments.support import ROOT, grid_config, save_tiny_model
 
 
@@ -32,7 +32,7 @@ def test_the_demo_is_planned_to_take_minutes_on_a_core_of_a_laptop() -> None:
 
 
 def test_every_task_has_a_known_size() -> None:
-    from evaluation import known_protocols
+    from prunebench.evaluation import known_protocols
 
     assert {entry.task for protocol in known_protocols().values() for entry in protocol.tasks} <= TASK_SIZES.keys()
 

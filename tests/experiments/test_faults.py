@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from leaderboard.record import read_records
+from prunebench.leaderboard.record import read_records
 from tests.experiments.support import Bench
 
 PLUGINS = {
@@ -33,10 +33,10 @@ PLUGINS = {
 TEMPLATE = """
 from dataclasses import replace
 import torch
-from methods.pruner import Pruner, PrunerConfig, Support
-from methods.registry import get_pruner, register
-from models.anatomy import Anatomy
-from models.masks import Masks
+from prunebench.methods.pruner import Pruner, PrunerConfig, Support
+from prunebench.methods.registry import get_pruner, register
+from prunebench.models.anatomy import Anatomy
+from prunebench.models.masks import Masks
 
 @register("{name}")
 class Plugin(Pruner[PrunerConfig]):

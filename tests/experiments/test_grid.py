@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM
 
-from leaderboard.record import read_records
-from models.masks import Masks
+from prunebench.leaderboard.record import read_records
+from prunebench.models.masks import Masks
 from tests.experiments.support import Bench, differences
 
 
@@ -85,7 +85,7 @@ def test_evaluate_refuses_cells_without_a_checkpoint(bench: Bench) -> None:
 
 
 def test_evaluate_scores_any_checkpoint_and_prints_a_table(finished: Bench, capsys: pytest.CaptureFixture[str]) -> None:
-    from run_all import main
+    from prunebench.run_all import main
 
     checkpoint = str(finished.cell("random") / "checkpoint")
     options = ["--model", checkpoint, "--protocol", "perplexity_passages", "--data", str(finished.data), "--plain"]

@@ -12,10 +12,10 @@ import yaml
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from experiments.config import GridConfig
-from experiments.plan import plan_grid
-from models.errors import BadInput
-from run_all import main
+from prunebench.experiments.config import GridConfig
+from prunebench.experiments.plan import plan_grid
+from prunebench.models.errors import BadInput
+from prunebench.run_all import main
 from tests.experiments.support import Bench, grid_config
 
 SCALARS = st.one_of(

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from experiments.config import GridConfig
-from experiments.plan import PlannedCell, plan_grid, select
-from experiments.seeds import seed_for
-from models.errors import BadInput
+from prunebench.experiments.config import GridConfig
+from prunebench.experiments.plan import PlannedCell, plan_grid, select
+from prunebench.experiments.seeds import seed_for
+from prunebench.models.errors import BadInput
 from tests.experiments.support import grid_config, save_tiny_model
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from run_all import main
+from prunebench.run_all import main
 from tests.experiments.support import ROOT, Bench
 
 CALIBRATION = {"source": "c4", "num_samples": 4, "seq_len": 16}
@@ -48,8 +48,8 @@ def test_changed_plugin_code_makes_a_new_cell(bench: Bench) -> None:
         plugin = bench.folder / f"quiet_{len(comment)}.py"
         name = f"quiet_{len(comment)}"
         plugin.write_text(documented_example().replace('"quiet"', f'"{name}"') + comment, encoding="utf-8")
-        from experiments.plan import code_source
-        from methods.registry import get_pruner, load_plugin
+        from prunebench.experiments.plan import code_source
+        from prunebench.methods.registry import get_pruner, load_plugin
 
         load_plugin(plugin)
         ids.append(code_source(get_pruner(name)))
@@ -139,7 +139,7 @@ BROKEN = {
 def short_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     import functools
 
-    from methods import conformance
+    from prunebench.methods import conformance
 
     monkeypatch.setattr(conformance, "check_pruner", functools.partial(conformance.check_pruner, timeout=3.0))
 
@@ -152,9 +152,9 @@ def test_the_kit_names_the_promise_that_a_broken_plugin_breaks(name: str, tmp_pa
     body, words = BROKEN[name]
     plugin = tmp_path / f"broken_{name}.py"
     plugin.write_text(
-        "from dataclasses import replace\nimport torch\nfrom methods.pruner import Pruner, Support\n"
-        "from methods.registry import get_pruner, register\nfrom models.anatomy import Anatomy\nfrom models.masks import Masks\n"
-        "from models.tiny import tiny_model\n\n"
+        "from dataclasses import replace\nimport torch\nfrom prunebench.methods.pruner import Pruner, Support\n"
+        "from prunebench.methods.registry import get_pruner, register\nfrom prunebench.models.anatomy import Anatomy\nfrom prunebench.models.masks import Masks\n"
+        "from prunebench.models.tiny import tiny_model\n\n"
         "def good(model, budget, run):\n    return get_pruner('random')().prune(model, budget, None, run)\n\n"
         f"@register('broken_{name}')\nclass Broken(Pruner):\n    {body}\n",
         encoding="utf-8",

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments import progress
-from experiments.progress import PlainView, Step, Totals, duration
+from prunebench.experiments import progress
+from prunebench.experiments.progress import PlainView, Step, Totals, duration
 from tests.experiments.support import ROOT, Bench
 
 

@@ -14,8 +14,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from leaderboard_records import HITS, HOSTILE, record, suite, task
 
-from leaderboard import build_report, synthetic
-from leaderboard.record import write_record
+from prunebench.leaderboard import build_report, synthetic
+from prunebench.leaderboard.record import write_record
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from leaderboard.record import Estimate, LayerShape, Metrics, ProtocolScore, Record, RunBlock, TaskScore, cell_dir, write_record
+from prunebench.leaderboard.record import Estimate, LayerShape, Metrics, ProtocolScore, Record, RunBlock, TaskScore, cell_dir, write_record
 
 HITS = [1, 0, 1, 1, 0, 1, 1, 0, 0, 1]
 HOSTILE = [

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from leaderboard import build_report, synthetic
-from leaderboard import page as page_module
-from leaderboard.collect import collect
-from leaderboard.compare import Comparisons
-from leaderboard.page import Content, render
-from leaderboard.tables import leaderboard
+from prunebench.leaderboard import build_report, synthetic
+from prunebench.leaderboard import page as page_module
+from prunebench.leaderboard.collect import collect
+from prunebench.leaderboard.compare import Comparisons
+from prunebench.leaderboard.page import Content, render
+from prunebench.leaderboard.tables import leaderboard
 
 pytestmark = pytest.mark.browser
 DESKTOP, PHONE = {"width": 1320, "height": 900}, {"width": 390, "height": 844}

@@ -11,12 +11,12 @@ import pytest
 from leaderboard_records import put, put_scored, record, suite, task
 from scipy import stats
 
-from leaderboard import statistics as st
-from leaderboard.collect import collect
-from leaderboard.compare import Comparisons, compare
-from leaderboard.findings import findings
-from leaderboard.record import ProtocolScore, Record, TaskScore, read_records
-from leaderboard.samples import contributions
+from prunebench.leaderboard import statistics as st
+from prunebench.leaderboard.collect import collect
+from prunebench.leaderboard.compare import Comparisons, compare
+from prunebench.leaderboard.findings import findings
+from prunebench.leaderboard.record import ProtocolScore, Record, TaskScore, read_records
+from prunebench.leaderboard.samples import contributions
 
 GOOD = [1] * 70 + [0] * 30
 BAD = [1] * 40 + [0] * 60

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from leaderboard_records import put, record
 
-from leaderboard import ledger
-from leaderboard.collect import Entry, collect
-from leaderboard.compare import compare
-from leaderboard.published.convert import convert
-from leaderboard.record import ProtocolScore, TaskScore, read_records
+from prunebench.leaderboard import ledger
+from prunebench.leaderboard.collect import Entry, collect
+from prunebench.leaderboard.compare import compare
+from prunebench.leaderboard.published.convert import convert
+from prunebench.leaderboard.record import ProtocolScore, TaskScore, read_records
 
 NUMBERS, MATCHING = ledger.load()
 LLAMA = "yahma/llama-7b-hf"

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 from leaderboard_records import HITS, put, put_scored, record, suite, task
 
-from leaderboard import LeaderboardError, build_report
-from leaderboard.collect import collect
-from leaderboard.compare import compare
-from leaderboard.record import Record, TaskScore, cell_dir, read_records, write_record
-from leaderboard.tables import leaderboard
+from prunebench.leaderboard import LeaderboardError, build_report
+from prunebench.leaderboard.collect import collect
+from prunebench.leaderboard.compare import compare
+from prunebench.leaderboard.record import Record, TaskScore, cell_dir, read_records, write_record
+from prunebench.leaderboard.tables import leaderboard
 
 
 def data_of(page: Path) -> dict[str, Any]:
@@ -124,10 +124,7 @@ def test_numbers_in_the_headlines_stand_in_the_tables(page: Path) -> None:
     shown = re.findall(r"(\d+(?:\.\d+)?) ± (\d+(?:\.\d+)?)", section)
     assert shown
     cells = {
-        (c[1].removesuffix(" %"), c[2].removeprefix("±"))
-        for row in rows_of(page)
-        for k, c in row.items()
-        if c and len(c) > 2 and "|" in k
+        (c[1].removesuffix(" %"), c[2].removeprefix("±")) for row in rows_of(page) for k, c in row.items() if c and len(c) > 2 and "|" in k
     }
     assert set(shown) <= cells
 
@@ -190,7 +187,7 @@ def test_the_plotted_points_are_the_scores(grid: Path, page: Path) -> None:
 
 
 def test_training_curves_of_single_layers_leave_the_panels_to_the_others(tmp_path: Path) -> None:
-    from leaderboard.plots.curves import panels_of
+    from prunebench.leaderboard.plots.curves import panels_of
 
     made = record("compresso")
     names = [f"prune: expected_channels.layer_{i:02d}" for i in range(30)]

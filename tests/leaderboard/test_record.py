@@ -13,8 +13,8 @@ import pytest
 from leaderboard_records import record, suite, task
 from pydantic import BaseModel, ValidationError
 
-from leaderboard import record as lr
-from leaderboard.errors import LeaderboardError, RecordWriteError
+from prunebench.leaderboard import record as lr
+from prunebench.leaderboard.errors import LeaderboardError, RecordWriteError
 
 
 def test_a_record_survives_writing_and_reading(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from test_page import References
 
-from leaderboard.site import build_site, main
+from prunebench.leaderboard.site import build_site, main
 
 
 def docs(folder: Path) -> Path:

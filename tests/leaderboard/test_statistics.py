@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from leaderboard import statistics as lb
+from prunebench.leaderboard import statistics as lb
 
 EXACT = 1e-9
 

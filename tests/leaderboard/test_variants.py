@@ -1,6 +1,6 @@
 """Labels name what differs, and nothing else."""
 
-from leaderboard.variants import flatten, in_words, set_apart
+from prunebench.leaderboard.variants import flatten, in_words, set_apart
 
 
 def test_settings_are_flattened():

@@ -2,8 +2,8 @@
 
 import torch
 
-from models.slice import slice_model
-from models.tiny import random_tokens
+from prunebench.models.slice import slice_model
+from prunebench.models.tiny import random_tokens
 
 
 def move_adapters(learner):

@@ -8,9 +8,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from methods.calibration.contamination import EvaluationIndex
-from methods.data import CalibrationConfig, PruningData, TrainingConfig, build_pruning_data
-from models.errors import BadInput
+from prunebench.methods.calibration.contamination import EvaluationIndex
+from prunebench.methods.data import CalibrationConfig, PruningData, TrainingConfig, build_pruning_data
+from prunebench.models.errors import BadInput
 
 TEXTS = [" ".join(f"d{i}w{j}" for j in range(40 + i)) for i in range(30)]
 ITEM = " ".join(f"item{j}" for j in range(30))

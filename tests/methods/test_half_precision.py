@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from methods.data import PruningData
-from methods.pruner import Run
-from methods.registry import get_pruner
-from models.anatomy import Anatomy
-from models.budget import Budget
-from models.slice import slice_model
-from models.tiny import random_tokens, tiny_model
+from prunebench.methods.data import PruningData
+from prunebench.methods.pruner import Run
+from prunebench.methods.registry import get_pruner
+from prunebench.models.anatomy import Anatomy
+from prunebench.models.budget import Budget
+from prunebench.models.slice import slice_model
+from prunebench.models.tiny import random_tokens, tiny_model
 
 METHODS = {
     "llm_pruner": {"importance": "mix"},

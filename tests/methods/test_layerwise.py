@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from methods.layerwise import InputGram, InputMoments, walk_layers, watched_inputs
-from models.tiny import FAMILIES, random_tokens, tiny_model
+from prunebench.methods.layerwise import InputGram, InputMoments, walk_layers, watched_inputs
+from prunebench.models.tiny import FAMILIES, random_tokens, tiny_model
 
 TOKENS = random_tokens(5, 12, seed=2)
 

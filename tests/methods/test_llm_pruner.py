@@ -8,20 +8,20 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from methods.conformance import check_pruner
-from methods.data import PruningData
-from methods.llm_pruner import LLMPruner, LLMPrunerConfig
-from methods.llm_pruner.counts import paper_counts
-from methods.llm_pruner.groups import BlockGroups, reduce_members
-from methods.llm_pruner.taylor import Site, next_token_loss, score_sites
-from methods.pruner import Run
-from models.anatomy import Anatomy
-from models.budget import Budget
-from models.errors import BadInput, BudgetError
-from models.masks import Masks
-from models.slice import slice_model
-from models.soft_masks import Gates, apply_gates
-from models.tiny import random_tokens, tiny_model
+from prunebench.methods.conformance import check_pruner
+from prunebench.methods.data import PruningData
+from prunebench.methods.llm_pruner import LLMPruner, LLMPrunerConfig
+from prunebench.methods.llm_pruner.counts import paper_counts
+from prunebench.methods.llm_pruner.groups import BlockGroups, reduce_members
+from prunebench.methods.llm_pruner.taylor import Site, next_token_loss, score_sites
+from prunebench.methods.pruner import Run
+from prunebench.models.anatomy import Anatomy
+from prunebench.models.budget import Budget
+from prunebench.models.errors import BadInput, BudgetError
+from prunebench.models.masks import Masks
+from prunebench.models.slice import slice_model
+from prunebench.models.soft_masks import Gates, apply_gates
+from prunebench.models.tiny import random_tokens, tiny_model
 
 TOKENS = random_tokens(6, 20, seed=3)
 

@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from methods.data import PruningData
-from methods.magnitude import Magnitude, MagnitudeConfig, magnitude_scores
-from methods.pruner import Run
-from methods.random import Random, RandomConfig
-from models.anatomy import Anatomy
-from models.budget import Budget
-from models.errors import BudgetError
-from models.tiny import tiny_model
+from prunebench.methods.data import PruningData
+from prunebench.methods.magnitude import Magnitude, MagnitudeConfig, magnitude_scores
+from prunebench.methods.pruner import Run
+from prunebench.methods.random import Random, RandomConfig
+from prunebench.models.anatomy import Anatomy
+from prunebench.models.budget import Budget
+from prunebench.models.errors import BudgetError
+from prunebench.models.tiny import tiny_model
 
 
 def prune(method, model, sparsity=0.3, seed=0, folder=Path("unused")):

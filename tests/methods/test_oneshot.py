@@ -7,23 +7,23 @@ from pathlib import Path
 import pytest
 import torch
 
-from methods.allocation import UnitScores, allocate
-from methods.block_influence import BlockInfluence, BlockInfluenceConfig
-from methods.conformance import check_pruner
-from methods.data import PruningData
-from methods.flap import Flap, FlapConfig, column_metric, compensate, flap_scores, standardised
-from methods.layerwise import InputMoments, run_decoder, watched_inputs
-from methods.magnitude import magnitude_scores
-from methods.pruner import Run
-from methods.registry import get_pruner
-from methods.wanda_sp import WandaSp, WandaSpConfig, column_scores
-from models.anatomy import Anatomy, count_params
-from models.budget import Budget
-from models.errors import BadInput
-from models.masks import Masks
-from models.slice import slice_model
-from models.soft_masks import apply_masks
-from models.tiny import random_tokens, tiny_model
+from prunebench.methods.allocation import UnitScores, allocate
+from prunebench.methods.block_influence import BlockInfluence, BlockInfluenceConfig
+from prunebench.methods.conformance import check_pruner
+from prunebench.methods.data import PruningData
+from prunebench.methods.flap import Flap, FlapConfig, column_metric, compensate, flap_scores, standardised
+from prunebench.methods.layerwise import InputMoments, run_decoder, watched_inputs
+from prunebench.methods.magnitude import magnitude_scores
+from prunebench.methods.pruner import Run
+from prunebench.methods.registry import get_pruner
+from prunebench.methods.wanda_sp import WandaSp, WandaSpConfig, column_scores
+from prunebench.models.anatomy import Anatomy, count_params
+from prunebench.models.budget import Budget
+from prunebench.models.errors import BadInput
+from prunebench.models.masks import Masks
+from prunebench.models.slice import slice_model
+from prunebench.models.soft_masks import apply_masks
+from prunebench.models.tiny import random_tokens, tiny_model
 
 TOKENS = random_tokens(6, 20, seed=3)
 
@@ -243,7 +243,7 @@ def test_a_block_that_does_nothing_goes_first_and_nothing_changes(family, config
 
 
 def test_block_influence_averages_the_cosine_of_tokens_and_skips_the_first(tmp_path):
-    from methods.block_influence import Influence
+    from prunebench.methods.block_influence import Influence
 
     model = tiny_model("llama")
     anatomy = Anatomy.from_model(model)

@@ -10,17 +10,17 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from methods.calibration.sources import alpaca_prompt
-from methods.data import Example, PruningData, TrainingConfig
-from methods.pruner import Run
-from methods.recovery import LoraRecoveryConfig, recover_lora
-from methods.recovery.batches import BatchPlan, packed
-from methods.training.loop import TrainingDiverged
-from methods.training.packing import lm_loss
-from models.anatomy import Anatomy
-from models.errors import BadInput
-from models.slice import slice_model
-from models.tiny import FAMILIES, random_masks, tiny_model
+from prunebench.methods.calibration.sources import alpaca_prompt
+from prunebench.methods.data import Example, PruningData, TrainingConfig
+from prunebench.methods.pruner import Run
+from prunebench.methods.recovery import LoraRecoveryConfig, recover_lora
+from prunebench.methods.recovery.batches import BatchPlan, packed
+from prunebench.methods.training.loop import TrainingDiverged
+from prunebench.methods.training.packing import lm_loss
+from prunebench.models.anatomy import Anatomy
+from prunebench.models.errors import BadInput
+from prunebench.models.slice import slice_model
+from prunebench.models.tiny import FAMILIES, random_masks, tiny_model
 
 ROWS = [{"instruction": f"say w{i % 20}", "input": "", "output": " ".join(f"w{(i + j) % 20}" for j in range(3 + i % 5))} for i in range(60)]
 SMALL = {"text": TrainingConfig(source="alpaca", max_len=64), "batch_size": 8, "pack_tokens": 128, "learning_rate": 0.01, "rank": 4}

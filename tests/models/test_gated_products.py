@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from models.anatomy import Anatomy
-from models.gated_products import learning_input, learning_output, learning_product
-from models.soft_masks import Gates, apply_gates
-from models.tiny import FAMILIES, random_tokens, tiny_model
+from prunebench.models.anatomy import Anatomy
+from prunebench.models.gated_products import learning_input, learning_output, learning_product
+from prunebench.models.soft_masks import Gates, apply_gates
+from prunebench.models.tiny import FAMILIES, random_tokens, tiny_model
 
 
 @pytest.mark.parametrize("family", FAMILIES)

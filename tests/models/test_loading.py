@@ -6,13 +6,13 @@ import shutil
 import pytest
 import torch
 
-from models import assets
-from models.anatomy import Anatomy
-from models.checkpoint import load_pruned, save_pruned
-from models.errors import AssetError, BadInput, CheckpointError
-from models.loading import ModelSpec, load_model, resolve_device, resolve_model
-from models.slice import slice_model
-from models.tiny import random_masks, random_tokens, tiny_model
+from prunebench.models import assets
+from prunebench.models.anatomy import Anatomy
+from prunebench.models.checkpoint import load_pruned, save_pruned
+from prunebench.models.errors import AssetError, BadInput, CheckpointError
+from prunebench.models.loading import ModelSpec, load_model, resolve_device, resolve_model
+from prunebench.models.slice import slice_model
+from prunebench.models.tiny import random_masks, random_tokens, tiny_model
 
 EMBEDDED = ModelSpec(name="embedded:smollm2-135m-instruct", device="cpu")
 

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from models.anatomy import Anatomy
-from models.errors import InvalidMasks
-from models.masks import Masks
-from models.tiny import FAMILIES, random_masks, tiny_model
+from prunebench.models.anatomy import Anatomy
+from prunebench.models.errors import InvalidMasks
+from prunebench.models.masks import Masks
+from prunebench.models.tiny import FAMILIES, random_masks, tiny_model
 
 ANATOMIES = {family: Anatomy.from_model(tiny_model(family)) for family in FAMILIES}
 

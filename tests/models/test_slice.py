@@ -9,14 +9,14 @@ import torch
 from safetensors import safe_open
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from models import slice as slicing
-from models.anatomy import Anatomy, count_params
-from models.checkpoint import load_pruned, save_pruned
-from models.errors import InvalidMasks
-from models.masks import Masks
-from models.slice import slice_model
-from models.soft_masks import apply_masks
-from models.tiny import FAMILIES, random_masks, random_tokens, tiny_model
+from prunebench.models import slice as slicing
+from prunebench.models.anatomy import Anatomy, count_params
+from prunebench.models.checkpoint import load_pruned, save_pruned
+from prunebench.models.errors import InvalidMasks
+from prunebench.models.masks import Masks
+from prunebench.models.slice import slice_model
+from prunebench.models.soft_masks import apply_masks
+from prunebench.models.tiny import FAMILIES, random_masks, random_tokens, tiny_model
 
 KINDS = {
     "heads": {"heads": True, "channels": False},
@@ -82,7 +82,7 @@ for folder in sys.argv[1:]:
     with torch.no_grad():
         assert torch.equal(model(case["tokens"]).logits, case["logits"]), folder
         assert torch.equal(model.generate(case["tokens"], max_new_tokens=4, do_sample=False), case["generated"]), folder
-assert not [name for name in sys.modules if name.split(".")[0] in ("models", "methods", "run_all")]
+assert not [name for name in sys.modules if name.split(".")[0] == "prunebench"]
 print("equal")
 """
 

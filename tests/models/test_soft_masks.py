@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.anatomy import Anatomy
-from models.soft_masks import Gates, apply_gates, apply_masks
-from models.tiny import FAMILIES, random_masks, random_tokens, tiny_model
+from prunebench.models.anatomy import Anatomy
+from prunebench.models.soft_masks import Gates, apply_gates, apply_masks
+from prunebench.models.tiny import FAMILIES, random_masks, random_tokens, tiny_model
 
 
 def soft_gates(anatomy, *, seed=0, requires_grad=False):

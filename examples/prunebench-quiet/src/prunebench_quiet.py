@@ -3,9 +3,9 @@
 import torch
 from pydantic import Field
 
-from methods.allocation import UnitScores, allocate
-from methods.pruner import Pruner, PrunerConfig
-from models.anatomy import Anatomy
+from prunebench.methods.allocation import UnitScores, allocate
+from prunebench.methods.pruner import Pruner, PrunerConfig
+from prunebench.models.anatomy import Anatomy
 
 
 class QuietPeakConfig(PrunerConfig):

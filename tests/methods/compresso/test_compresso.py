@@ -7,22 +7,22 @@ import torch
 from pydantic import ValidationError
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from methods.calibration.training_text import Example, TrainingConfig
-from methods.compresso.prompts import prompt_text
-from methods.compresso.pruner import Compresso, CompressoConfig, prompt_tokens
-from methods.data import PruningData
-from methods.pruner import Run
-from methods.training.adapters import Adapters
-from methods.training.gates import GateKinds, GateSet
-from methods.training.learner import LearnerSettings, MaskLearner
-from methods.training.loop import STATE_FILE, TrainingDiverged, run_stages
-from methods.training.packing import Pack, lm_loss
-from methods.training.stages import VALIDATION_EXAMPLES, FineTune
-from models.anatomy import Anatomy
-from models.budget import Budget
-from models.errors import BadInput
-from models.soft_masks import apply_masks
-from models.tiny import random_masks, random_tokens, tiny_model
+from prunebench.methods.calibration.training_text import Example, TrainingConfig
+from prunebench.methods.compresso.prompts import prompt_text
+from prunebench.methods.compresso.pruner import Compresso, CompressoConfig, prompt_tokens
+from prunebench.methods.data import PruningData
+from prunebench.methods.pruner import Run
+from prunebench.methods.training.adapters import Adapters
+from prunebench.methods.training.gates import GateKinds, GateSet
+from prunebench.methods.training.learner import LearnerSettings, MaskLearner
+from prunebench.methods.training.loop import STATE_FILE, TrainingDiverged, run_stages
+from prunebench.methods.training.packing import Pack, lm_loss
+from prunebench.methods.training.stages import VALIDATION_EXAMPLES, FineTune
+from prunebench.models.anatomy import Anatomy
+from prunebench.models.budget import Budget
+from prunebench.models.errors import BadInput
+from prunebench.models.soft_masks import apply_masks
+from prunebench.models.tiny import random_masks, random_tokens, tiny_model
 from tests.methods.learners import assert_sliced_is_trained
 
 BUDGET = Budget(0.35, "blocks")
@@ -297,7 +297,7 @@ def test_the_prompt_is_a_note_to_the_model_of_the_papers_length(word_tokenizer, 
 @pytest.mark.parametrize("family", ["llama", "mistral"])
 def test_a_run_with_a_prompt_lands_on_the_budget(tmp_path, word_tokenizer, monkeypatch, family):
     """Shared by the examples of a pack (llama), or before each example where a window slides (mistral)."""
-    monkeypatch.setattr("methods.compresso.pruner.prompt_text", lambda name: "be kind" if name != "none" else "")
+    monkeypatch.setattr("prunebench.methods.compresso.pruner.prompt_text", lambda name: "be kind" if name != "none" else "")
     data = replace(tokens_as_data(), tokenizer=word_tokenizer(["be kind"]))
     model = tiny_model(family)
     config = quick(prompt="training")

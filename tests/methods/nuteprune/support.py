@@ -2,16 +2,16 @@
 
 import torch
 
-from methods.calibration.training_text import Example
-from methods.data import PruningData
-from methods.nuteprune.pruner import NutePrune
-from methods.nuteprune.snapshots import SnapshotManager
-from methods.nuteprune.teaching import Distill, TaughtLearner
-from methods.pruner import Run
-from methods.training.gates import GateKinds
-from methods.training.learner import LearnerSettings
-from models.budget import Budget
-from models.tiny import random_tokens, tiny_model
+from prunebench.methods.calibration.training_text import Example
+from prunebench.methods.data import PruningData
+from prunebench.methods.nuteprune.pruner import NutePrune
+from prunebench.methods.nuteprune.snapshots import SnapshotManager
+from prunebench.methods.nuteprune.teaching import Distill, TaughtLearner
+from prunebench.methods.pruner import Run
+from prunebench.methods.training.gates import GateKinds
+from prunebench.methods.training.learner import LearnerSettings
+from prunebench.models.budget import Budget
+from prunebench.models.tiny import random_tokens, tiny_model
 
 BUDGET = Budget(0.35, "blocks")
 CPU = torch.device("cpu")

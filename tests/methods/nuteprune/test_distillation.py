@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from methods.nuteprune.distillation import LayerStates, kl_loss, layer_loss
-from models.anatomy import Anatomy
-from models.tiny import FAMILIES, random_tokens, tiny_model
+from prunebench.methods.nuteprune.distillation import LayerStates, kl_loss, layer_loss
+from prunebench.models.anatomy import Anatomy
+from prunebench.models.tiny import FAMILIES, random_tokens, tiny_model
 
 
 def draw(*shape, seed=0):

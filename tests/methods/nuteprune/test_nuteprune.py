@@ -4,12 +4,12 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from methods.calibration.training_text import TrainingConfig
-from methods.nuteprune.pruner import NutePrune, NutePruneConfig
-from methods.training.checkpoint import read_state
-from models.anatomy import Anatomy
-from models.errors import BadInput
-from models.tiny import tiny_model
+from prunebench.methods.calibration.training_text import TrainingConfig
+from prunebench.methods.nuteprune.pruner import NutePrune, NutePruneConfig
+from prunebench.methods.training.checkpoint import read_state
+from prunebench.models.anatomy import Anatomy
+from prunebench.models.errors import BadInput
+from prunebench.models.tiny import tiny_model
 from tests.methods.nuteprune.support import BUDGET, distilled, prune
 
 

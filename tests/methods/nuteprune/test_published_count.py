@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from methods.nuteprune.published_count import published_sparsity, published_sparsity_of
-from models.anatomy import Anatomy
-from models.masks import Masks
-from models.tiny import tiny_model
+from prunebench.methods.nuteprune.published_count import published_sparsity, published_sparsity_of
+from prunebench.models.anatomy import Anatomy
+from prunebench.models.masks import Masks
+from prunebench.models.tiny import tiny_model
 
 
 def half_of_everything(anatomy):
@@ -15,9 +15,7 @@ def half_of_everything(anatomy):
     def half(count):
         return torch.arange(count) < count // 2
 
-    return Masks.of(
-        anatomy, kv_groups=[half(g) for _, g, _ in sizes], ffn=[half(c) for _, _, c in sizes], hidden=half(anatomy.hidden_size)
-    )
+    return Masks.of(anatomy, kv_groups=[half(g) for _, g, _ in sizes], ffn=[half(c) for _, _, c in sizes], hidden=half(anatomy.hidden_size))
 
 
 def test_without_grouped_queries_it_is_the_block_sparsity():

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from methods.nuteprune.snapshots import SnapshotManager
-from models.errors import PrunebenchError
+from prunebench.methods.nuteprune.snapshots import SnapshotManager
+from prunebench.models.errors import PrunebenchError
 
 
 def ramped(folder, target, steps=1000, **options):

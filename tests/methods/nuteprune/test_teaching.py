@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from methods.calibration.training_text import Example
-from methods.training.packing import lm_loss
-from methods.training.precision import computing_in
-from methods.training.stages import FineTune
-from models.tiny import tiny_model
+from prunebench.methods.calibration.training_text import Example
+from prunebench.methods.training.packing import lm_loss
+from prunebench.methods.training.precision import computing_in
+from prunebench.methods.training.stages import FineTune
+from prunebench.models.tiny import tiny_model
 from tests.methods.learners import assert_sliced_is_trained, move_adapters
 from tests.methods.nuteprune.support import CPU, distilling, taught
 

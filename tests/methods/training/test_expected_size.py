@@ -6,12 +6,12 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from methods.training.expected_size import ExpectedSize, OpenProbabilities
-from methods.training.gates import GateKinds, GateSet
-from methods.training.hardening import as_masks, round_counts
-from models.anatomy import Anatomy
-from models.masks import Masks
-from models.tiny import FAMILIES, random_masks, tiny_model
+from prunebench.methods.training.expected_size import ExpectedSize, OpenProbabilities
+from prunebench.methods.training.gates import GateKinds, GateSet
+from prunebench.methods.training.hardening import as_masks, round_counts
+from prunebench.models.anatomy import Anatomy
+from prunebench.models.masks import Masks
+from prunebench.models.tiny import FAMILIES, random_masks, tiny_model
 
 
 @pytest.fixture(scope="module")

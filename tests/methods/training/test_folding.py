@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from methods.training.folding import fold_gates
-from models.anatomy import Anatomy
-from models.slice import slice_model
-from models.soft_masks import Gates, apply_gates, apply_masks
-from models.tiny import FAMILIES, random_masks, random_tokens, tiny_model
+from prunebench.methods.training.folding import fold_gates
+from prunebench.models.anatomy import Anatomy
+from prunebench.models.slice import slice_model
+from prunebench.models.soft_masks import Gates, apply_gates, apply_masks
+from prunebench.models.tiny import FAMILIES, random_masks, random_tokens, tiny_model
 
 
 def soft_gates(anatomy, masks, seed=0):

@@ -5,13 +5,13 @@ import math
 import pytest
 import torch
 
-from methods.training.expected_size import ExpectedSize
-from methods.training.gates import GateKinds, GateSet
-from methods.training.hardening import harden, landing_shift
-from models.anatomy import Anatomy
-from models.budget import Budget
-from models.errors import BudgetError
-from models.tiny import FAMILIES, tiny_model
+from prunebench.methods.training.expected_size import ExpectedSize
+from prunebench.methods.training.gates import GateKinds, GateSet
+from prunebench.methods.training.hardening import harden, landing_shift
+from prunebench.models.anatomy import Anatomy
+from prunebench.models.budget import Budget
+from prunebench.models.errors import BudgetError
+from prunebench.models.tiny import FAMILIES, tiny_model
 
 
 def scattered(anatomy, *, mean=1.0, spread=3.0, seed=0, **kinds):

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from methods.calibration.training_text import Example
-from methods.training.packed_attention import can_split
-from methods.training.packing import ROUND, Pack, PackSampler, lm_loss, pack_logits, with_prompt
-from models.errors import BadInput
-from models.tiny import FAMILIES, random_tokens, tiny_model
+from prunebench.methods.calibration.training_text import Example
+from prunebench.methods.training.packed_attention import can_split
+from prunebench.methods.training.packing import ROUND, Pack, PackSampler, lm_loss, pack_logits, with_prompt
+from prunebench.models.errors import BadInput
+from prunebench.models.tiny import FAMILIES, random_tokens, tiny_model
 
 EXAMPLES = [
     Example(random_tokens(1, length, seed=seed)[0], prompt) for seed, (length, prompt) in enumerate([(11, 4), (5, 0), (20, 12), (7, 6)])

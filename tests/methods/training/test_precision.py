@@ -5,14 +5,14 @@ from contextlib import suppress
 import pytest
 import torch
 
-from methods.calibration.training_text import Example
-from methods.training.gates import GateKinds
-from methods.training.learner import LearnerSettings, MaskLearner
-from methods.training.packing import lm_loss
-from methods.training.precision import computing_in, frozen_weights_in
-from methods.training.stages import LearnMasks
-from models.budget import Budget
-from models.tiny import random_tokens, tiny_model
+from prunebench.methods.calibration.training_text import Example
+from prunebench.methods.training.gates import GateKinds
+from prunebench.methods.training.learner import LearnerSettings, MaskLearner
+from prunebench.methods.training.packing import lm_loss
+from prunebench.methods.training.precision import computing_in, frozen_weights_in
+from prunebench.methods.training.stages import LearnMasks
+from prunebench.models.budget import Budget
+from prunebench.models.tiny import random_tokens, tiny_model
 from tests.methods.learners import move_adapters
 
 CPU = torch.device("cpu")

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from methods.training.expected_size import ExpectedSize
-from methods.training.gates import GateKinds, GateSet
-from methods.training.lagrangian import Lagrangian
-from methods.training.schedule import decayed, target_sparsity
-from models.anatomy import Anatomy
-from models.tiny import tiny_model
+from prunebench.methods.training.expected_size import ExpectedSize
+from prunebench.methods.training.gates import GateKinds, GateSet
+from prunebench.methods.training.lagrangian import Lagrangian
+from prunebench.methods.training.schedule import decayed, target_sparsity
+from prunebench.models.anatomy import Anatomy
+from prunebench.models.tiny import tiny_model
 
 
 @pytest.mark.parametrize(("ramp", "middle"), [("linear", 0.15), ("cubic", 0.875 * 0.3)])

@@ -125,7 +125,7 @@ def test_published_and_measured_are_two_columns() -> None:
 def test_converting_keeps_every_number() -> None:
     row = {"model": "M", "method": "dense", "pruned": 0.0, "finetuned": False, "confidence": "verified"}
     row |= {"tasks": {"boolq": 1.5, "storycloze_2018": 2.5}, "average": 2.0, "wikitext2_ppl": 7.0, "mmlu_5shot": 3.0}
-    table = {"id": "t", "paper": "p", "table": "x", "source": "s", "confidence": "recalled", "ppl": "128 tokens", "rows": [row]}
+    table = {"id": "t", "paper": "p", "table": "x", "source": "memory", "confidence": "recalled", "ppl": "128 tokens", "rows": [row]}
     (made,) = convert({"tables": [table]})["p"]
     numbers = {(n["protocol"], n["quantity"]): n["value"] for n in made["rows"][0]["numbers"]}
     assert numbers == {

@@ -161,8 +161,6 @@ def test_the_record_module_needs_no_heavy_library() -> None:
     import subprocess
     import sys
 
-    code = (
-        "import sys, leaderboard.record; print([m for m in ('torch','numpy','scipy','matplotlib','pandas','jinja2') if m in sys.modules])"
-    )
+    code = "import sys, prunebench.leaderboard.record; print([m for m in ('torch','numpy','scipy','matplotlib','pandas','jinja2') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
     assert done.stdout.strip() == "[]"

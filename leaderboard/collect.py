@@ -46,6 +46,8 @@ class Entry:
     records: list[Record] = field(repr=False)
     settings: str = field(default="", repr=False)
     track: str = NOT_RECORDED
+    tokens_of_track: float = math.inf
+    """Fewest training tokens of any row of its track."""
     variant: str = ""
     tells_track: bool = False
     """The same words stand for rows of several tracks of this model."""
@@ -195,9 +197,8 @@ def collect(records: list[Record]) -> tuple[list[Entry], list[Note]]:
 
 def _order(entry: Entry) -> tuple[Any, ...]:
     sparsity = entry.sparsity if entry.sparsity is not None and math.isfinite(entry.sparsity) else 0.0
-    tokens = entry.training_tokens
-    place = (math.inf if tokens is None else tokens, entry.recovery, entry.method, entry.settings)
-    return (entry.synthetic, entry.model, not entry.is_dense, sparsity, entry.basis, entry.track, *place)
+    place = (entry.synthetic, entry.model, not entry.is_dense, sparsity, entry.basis, entry.tokens_of_track)
+    return (*place, entry.method, entry.recovery, entry.settings)
 
 
 def _sparsity_problem(run: RunBlock) -> str:
@@ -237,6 +238,13 @@ def _name_tracks(entries: list[Entry]) -> None:
     for group in models.values():
         for entry, track in zip(group, tracks([e.training_tokens for e in group], [e.contender for e in group]), strict=True):
             entry.track = track
+        fewest: dict[str, float] = {}
+        for entry in group:
+            fewest[entry.track] = min(
+                fewest.get(entry.track, math.inf), math.inf if entry.training_tokens is None else entry.training_tokens
+            )
+        for entry in group:
+            entry.tokens_of_track = fewest[entry.track]
 
 
 def _name_variants(entries: list[Entry]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import math
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
@@ -24,6 +25,7 @@ PAGE_SIZES = {"pairs": 20, "published": 15}
 PLAIN_LIMIT = 3_000_000
 """Up to this many characters the records are put into the page as plain JSON; above it, gzipped."""
 MOST_LISTED = 200
+FIRST_NOTES = ("set aside", "sparsity", "unreadable", "schema", "invalid", "misplaced")
 METHOD = [
     (
         "Intervals",
@@ -128,7 +130,7 @@ def render(content: Content) -> str:
         has_ledger=content.ledger is not None,
         ledger_note=content.ledger_note,
         **_unfinished(content.entries),
-        notes=[Note(n.kind, fmt.short(n.text, 400)) for n in content.notes[:MOST_LISTED]],
+        notes=[Note(n.kind, fmt.short(n.text, 400)) for n in _by_weight(content.notes)[:MOST_LISTED]],
         notes_more=_more(len(content.notes), "notes"),
         method=METHOD,
         definitions=_definitions(content.entries),
@@ -136,6 +138,11 @@ def render(content: Content) -> str:
         footer=_footer(content.entries),
     )
     return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _by_weight(notes: list[Note]) -> list[Note]:
+    """Notes on rows and records that are missing or compared with nothing first: however many others there are, these are shown."""
+    return sorted(notes, key=lambda note: note.kind not in FIRST_NOTES)
 
 
 def _more(count: int, what: str) -> str:
@@ -333,8 +340,9 @@ def _views(column: Column) -> list[str]:
 def _cell_data(cell: Cell) -> Any:
     if cell.sort is None and cell.text == fmt.MISSING and not cell.sub and not cell.tip:
         return 0
-    data: list[Any] = [cell.sort, cell.text, cell.sub, cell.tip]
-    if cell.low is not None and cell.high is not None:
+    sort = None if isinstance(cell.sort, float) and not math.isfinite(cell.sort) else cell.sort  # JSON has no infinity
+    data: list[Any] = [sort, cell.text, cell.sub, cell.tip]
+    if cell.low is not None and cell.high is not None and math.isfinite(cell.low) and math.isfinite(cell.high):
         return [*data, cell.low, cell.high]
     while len(data) > 2 and not data[-1]:
         data.pop()

@@ -302,6 +302,16 @@ def test_damaged_foreign_and_duplicate_records_are_noted_on_the_page(tmp_path: P
     assert len(rows_of(page)) == 1
 
 
+def test_rows_without_a_usable_sparsity_are_named_however_many_other_notes_there_are(tmp_path: Path) -> None:
+    for i in range(210):
+        write_record(tmp_path, record("a", cell_id=f"a{i}", config={"method_config": {"i": i}}))  # each: finished without any score
+    for sparsity in (-0.5, math.inf, None):
+        write_record(tmp_path, record("z", sparsity, cell_id=f"z{sparsity}"))
+    notes = notes_of(build_report(tmp_path))
+    for said in ("has sparsity -0.5", "has sparsity inf", "has no sparsity"):
+        assert f"the record {said}" in notes
+
+
 def test_nan_scores_and_empty_tasks_are_noted_and_left_out(tmp_path: Path) -> None:
     bad = [task("x", HITS), task("y", HITS, value=math.nan), TaskScore(task="z", metric="acc", value=0.0, n=0)]
     put(tmp_path, record("a", scores=[suite(bad)]))

@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-BOUNDS = {"build_seconds": 60.0, "peak_bytes": 2e9, "sort_ms": 500.0}
+BOUNDS = {"build_seconds": 60.0, "peak_bytes": 2e9, "page_bytes": 15e6, "sort_ms": 200.0, "race_ms": 200.0}
 SORT = """key => {
     const button = [...document.querySelectorAll('[data-table=main] thead button')].find(b => b.dataset.key === key);
     const started = performance.now(); button.click(); document.body.offsetHeight; return performance.now() - started;
@@ -36,8 +36,15 @@ def build(out: Path) -> dict[str, float]:
     return {"build_seconds": spent, "build_cpu_seconds": used.ru_utime + used.ru_stime, "peak_bytes": used.ru_maxrss * 1024}
 
 
-def sort_ms(page: Path) -> float:
-    """The slowest first sort of the whole table, with one row a record."""
+RACE = """at => {
+    const bar = document.querySelectorAll('#race select')[at], other = [...bar.options].find(o => o.value !== bar.value);
+    const started = performance.now(); bar.value = other.value; bar.dispatchEvent(new Event('change')); document.body.offsetHeight;
+    return performance.now() - started;
+}"""
+
+
+def answer_ms(page: Path) -> dict[str, float]:
+    """The slowest first sort of the whole table, with one row a record, and the slowest change of the race."""
     from playwright.sync_api import sync_playwright
 
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
@@ -48,10 +55,12 @@ def sort_ms(page: Path) -> float:
         tab = browser.new_page()
         tab.goto(page.as_uri())
         tab.wait_for_selector("body[data-ready]")
+        races = [tab.evaluate(RACE, at) for at in (1, 2, 3, 0)]
+        tab.locator("#every > summary").click()
         tab.get_by_role("combobox", name="Rows").select_option("1")
         spent = [tab.evaluate(SORT, key) for key in ("method", "commonsense (synthetic)|mean", "seed")]
         browser.close()
-    return max(spent)
+    return {"sort_ms": max(spent), "race_ms": max(races)}
 
 
 def main() -> int:
@@ -65,7 +74,7 @@ def main() -> int:
         synthetic.make(out, arguments.records)
         result = {"records": arguments.records, **build(out)}
         page = out / "leaderboard/index.html"
-        result |= {"page_bytes": page.stat().st_size, "sort_ms": sort_ms(page)}
+        result |= {"page_bytes": page.stat().st_size, **answer_ms(page)}
     print(json.dumps(result, indent=2))
     over = [name for name, bound in BOUNDS.items() if result[name] > bound]
     print(f"over the bound: {', '.join(over)}" if over else "within every bound", file=sys.stderr)

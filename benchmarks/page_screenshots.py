@@ -1,4 +1,4 @@
-"""Takes the pictures of docs/leaderboard.md from the page of a real grid.
+"""Takes the pictures of docs/leaderboard.md from the page of real records.
 
 python benchmarks/page_screenshots.py results/demo --to docs
 """
@@ -27,10 +27,10 @@ def take(page: Path, folder: Path) -> None:
             tab.goto(page.resolve().as_uri())
             tab.wait_for_selector("body[data-ready]")
             if name == "dark":
-                tab.locator("#table").scroll_into_view_if_needed()
+                tab.locator("#table").evaluate("section => section.scrollIntoView()")
             tab.screenshot(path=folder / f"leaderboard-{name}.png")
             if name == "desktop":
-                tab.locator("[data-table=main] tbody th button").last.click()
+                tab.locator("#table .of-race:not([hidden]) [data-open]").last.click()
                 tab.wait_for_selector("dialog[open]")
                 tab.screenshot(path=folder / "leaderboard-details.png")
             tab.close()

@@ -126,7 +126,7 @@ def _plots(entries: list[Entry], out_dir: Path, folder: Path, progress: Progress
         lambda own: shape.layer_shapes(own, folder),
         lambda own: shape.layer_heat_map(own, folder),
         lambda own: shape.agreement(own, out_dir, folder),
-        lambda own: curves.training_curves(own, looks, folder),
+        lambda own: curves.training_curves(own, folder),
     ]
     plots = []
     for i, key in enumerate(shown):

@@ -61,7 +61,10 @@ class Fairness:
         if self.rows > 1:
             said += [f"Different {fact.words}." if len(fact.groups) > 1 else f"Not recorded: {fact.what}." for fact in self.different]
         if self.elsewhere:
-            said.append("Not in this race: " + "; ".join(f"{label} ({track})" for label, track in self.elsewhere) + ".")
+            tracks: dict[str, list[str]] = {}
+            for label, track in self.elsewhere:
+                tracks.setdefault(track, []).append(label)
+            said.append("Not in this race: " + "; ".join(f"{', '.join(labels)} ({track})" for track, labels in tracks.items()) + ".")
         return " ".join(said)
 
 

@@ -399,8 +399,11 @@ def _views(column: Column) -> list[str]:
 
 
 def _cell_data(cell: Cell) -> Any:
+    """[sort, text, sub, tip, low, high] without an empty end; a bare text that sorts by itself; 0 for a missing value."""
     if cell.sort is None and cell.text == fmt.MISSING and not cell.sub and not cell.tip:
         return 0
+    if cell.sort == cell.text and not cell.sub and not cell.tip:
+        return cell.text
     sort = None if isinstance(cell.sort, float) and not math.isfinite(cell.sort) else cell.sort  # JSON has no infinity
     data: list[Any] = [sort, cell.text, cell.sub, cell.tip]
     if cell.low is not None and cell.high is not None and math.isfinite(cell.low) and math.isfinite(cell.high):

@@ -6,6 +6,7 @@ import math
 
 from prunebench.leaderboard import formatting as fmt
 from prunebench.leaderboard.compare import Block, Comparisons, Pair
+from prunebench.leaderboard.families import WORDS
 from prunebench.leaderboard.plots.style import spreadsheet_safe
 from prunebench.leaderboard.tables import Cell, Column, Table
 
@@ -22,7 +23,7 @@ COLUMNS = [
         "detectable", "Detectable", "always", "smallest true difference found with 80 % power at the corrected level", is_lower_better=True
     ),
     Column("verdict", "Verdict", "always", "", False),
-    Column("family", "Corrected over", "always", "", False),
+    Column("family", "Corrected over", "always", "; ".join(f"{k}: {v}" for k, v in WORDS.items() if k != "chosen"), False),
     Column("test", "Test", "always", "", False),
 ]
 
@@ -52,7 +53,7 @@ def _row(block: Block, pair: Pair) -> dict[str, Cell]:
         "p": Cell(pair.holm_p, fmt.p_value(pair.holm_p)),
         "detectable": _detectable(pair),
         "verdict": _verdict(pair),
-        "family": Cell(pair.family.kind, pair.family.kind, f"{pair.family.size} tests", pair.family.words),
+        "family": Cell(pair.family.kind, pair.family.kind, f"{pair.family.size} tests"),
         "test": Cell(pair.result.method, pair.result.method, _sample(pair), _degrees(pair)),
     }
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
 from prunebench.leaderboard import formatting as fmt
 from prunebench.leaderboard.collect import Entry, Score
-from prunebench.leaderboard.plots.style import GRID, INK, MUTED, Looks, Plot, Tips, figure, save, slug
+from prunebench.leaderboard.plots.style import GRID, INK, MOST_LINES, MUTED, Looks, Plot, Tips, figure, legend, save, slug, wrapped
 from prunebench.leaderboard.statistics import pareto_front
 from prunebench.leaderboard.tables import score_cell, suite_ids
 
@@ -53,29 +53,40 @@ def score_against_sparsity(entries: list[Entry], looks: Looks, folder: Path) -> 
     if not suites:
         return None
     model = entries[0].model
+    lines_drawn = _lines(entries)
     rows: list[dict[str, Any]] = []
     tips = Tips()
     lines = -(-len(suites) // COLUMNS)
     labels: dict[str, Any] = {}
     with figure(8.6, 2.9 * lines + 0.5, lines, min(COLUMNS, len(suites))) as (fig, axes):
         for axis, suite in zip(axes, suites, strict=False):
-            _panel(axis, suite, [e for e in entries if suite in e.suites], looks, rows, tips, labels)
+            _panel(axis, suite, [e for e in entries if suite in e.suites], lines_drawn, looks, rows, tips, labels)
         for axis in axes[len(suites) :]:
             axis.set_axis_off()
-        _legend(fig, labels)
+        legend(fig, labels)
         name = f"score_vs_sparsity_{slug(fmt.model_label(model))}"
-        caption = "Bands and bars: 95 % intervals. Grey band: the dense model. Dotted: what guessing gives."
+        left = len({e.line for e in entries if not e.is_dense}) - len(lines_drawn)
+        more = f" {left} more methods are in the CSV." if left > 0 else ""
+        caption = f"Bands and bars: 95 % intervals. Grey band: the dense model. Dotted: what guessing gives.{more}"
         title = f"Score against sparsity, {fmt.model_label(model)}"
         return save(fig, folder, Plot(name, title, caption, "score"), rows, tips)
 
 
-def _legend(fig: Any, labels: dict[str, Any]) -> None:
-    if labels:
-        fig.legend(labels.values(), labels.keys(), loc="outside lower center", ncols=min(4, len(labels)))
+def _lines(entries: list[Entry]) -> list[str]:
+    """The lines that are drawn: those with most points first."""
+    counts = Counter(e.line for e in entries if not e.is_dense for s in e.suites.values() if s.mean is not None)
+    return [line for line, _ in counts.most_common(MOST_LINES)]
 
 
 def _panel(
-    axis: Any, suite: str, entries: list[Entry], looks: Looks, rows: list[dict[str, Any]], tips: Tips, labels: dict[str, Any]
+    axis: Any,
+    suite: str,
+    entries: list[Entry],
+    lines: list[str],
+    looks: Looks,
+    rows: list[dict[str, Any]],
+    tips: Tips,
+    labels: dict[str, Any],
 ) -> None:
     curves: dict[str, list[tuple[float, Entry, Score]]] = defaultdict(list)
     kind: fmt.Kind = "number"
@@ -94,7 +105,7 @@ def _panel(
             (star,) = axis.plot([0], [_shown(mean)], color=INK, marker="*", ms=9, ls="none", zorder=5)
             tips.add(star, f"dense {fmt.model_label(entry.model)}: {score_cell(mean).full} {fmt.score_unit(kind)} on {suite}")
             labels.setdefault("dense", star)
-        else:
+        elif entry.line in lines:
             curves[entry.line].append((x, entry, mean))
         if mean.chance is not None:
             axis.axhline(100 * mean.chance, color=MUTED, lw=1.0, ls=":")
@@ -114,7 +125,7 @@ def _panel(
     if kind == "perplexity":
         _log_axis(axis, "y")
     axis.set_xlim(left=-1.5)
-    axis.set_title(fmt.short(suite, 44))
+    axis.set_title(wrapped(entries[0].suites[suite].name, 44))
     axis.set_xlabel("parameters removed, %")
     axis.set_ylabel("score, %" if kind == "percent" else "perplexity (log)" if kind == "perplexity" else "value")
 
@@ -176,6 +187,8 @@ def _scatter(
     first = points[0][1].mean
     suites = list(dict.fromkeys(s.id for _, s in points))
     points = [(e, s) for e, s in points if s.id == suites[0]]
+    lines = _lines([e for e, _ in points])
+    points = [(e, s) for e, s in points if e.is_dense or e.line in lines]
     with figure(7.0, 3.9) as (fig, axes):
         axis = axes[0]
         xs = [float(measure(e)) for e, _ in points]
@@ -196,9 +209,9 @@ def _scatter(
             _log_axis(axis, "x")
         axis.set_xlabel(x_label)
         axis.set_ylabel("score, %" if first.kind == "percent" else "perplexity (log)")
-        axis.set_title(fmt.short(suites[0], 60))
+        axis.set_title(wrapped(points[0][1].name, 70))
         axis.grid(color=GRID)
-        _legend(fig, labels)
+        legend(fig, labels)
         plot = Plot(
             f"{name}_{slug(fmt.model_label(model))}",
             f"{title}, {fmt.model_label(model)}",

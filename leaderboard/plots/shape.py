@@ -7,7 +7,7 @@ from typing import Any
 
 from prunebench.leaderboard import formatting as fmt
 from prunebench.leaderboard.collect import Entry
-from prunebench.leaderboard.plots.style import PALETTE, Plot, Tips, figure, save, slug
+from prunebench.leaderboard.plots.style import PALETTE, Plot, Tips, figure, save, slug, wrapped
 from prunebench.leaderboard.record import LayerShape, cell_dir
 
 MOST_PANELS = 12
@@ -48,7 +48,7 @@ def layer_shapes(entries: list[Entry], folder: Path) -> Plot | None:
     tips = Tips()
     columns = min(3, len(shown))
     lines = -(-len(shown) // columns)
-    with figure(7.6, 1.9 * lines + 0.5, lines, columns, sharex=True, sharey=True) as (fig, axes):
+    with figure(8.4, 2.0 * lines + 0.5, lines, columns, sharex=True, sharey=True) as (fig, axes):
         handles: dict[str, Any] = {}
         for axis, entry in zip(axes, shown, strict=False):
             shapes = _shapes(entry)
@@ -67,7 +67,7 @@ def layer_shapes(entries: list[Entry], folder: Path) -> Plot | None:
                         f"{entry.title}, layer {s.layer}: {s.kv_groups_kept}/{s.kv_groups_total} KV groups, "
                         f"{s.q_heads_kept}/{s.q_heads_total} query heads, {s.ffn_kept}/{s.ffn_total} MLP channels",
                     )
-            axis.set_title(f"{fmt.short(entry.line, 26)}, {fmt.sparsity(entry.sparsity)}", fontsize=8.5)
+            axis.set_title(wrapped(f"{entry.line}, {fmt.sparsity(entry.sparsity)}"), fontsize=8)
             axis.set_ylim(0, 104)
             axis.grid(axis="x", visible=False)
         for axis in axes[len(shown) :]:
@@ -91,7 +91,7 @@ def layer_heat_map(entries: list[Entry], folder: Path) -> Plot | None:
     rows = [row for e in shown for row in _rows(e, _shapes(e))]
     depth = max(s.layer for e in shown for s in _shapes(e)) + 1
     tips = Tips()
-    with figure(7.6, 0.26 * len(shown) + 1.6) as (fig, axes):
+    with figure(9.0, 0.26 * len(shown) + 1.6) as (fig, axes):
         axis = axes[0]
         import matplotlib as mpl
         from matplotlib.patches import Rectangle
@@ -103,11 +103,11 @@ def layer_heat_map(entries: list[Entry], folder: Path) -> Plot | None:
                 cell = Rectangle((s.layer, y), 1, 1, facecolor=colours(removed), edgecolor="white", lw=0.4)
                 axis.add_patch(cell)
                 if len(shown) * depth <= 1200:
-                    tips.add(cell, f"{entry.title}, layer {s.layer}: {100 * removed:.0f} % of units removed")
+                    tips.add(cell, f"{entry.line} {fmt.sparsity(entry.sparsity)}, layer {s.layer}: {100 * removed:.0f} % removed")
         axis.set_xlim(0, depth)
         axis.set_ylim(len(shown), 0)
-        axis.set_yticks([y + 0.5 for y in range(len(shown))], [f"{fmt.short(e.line, 26)}, {fmt.sparsity(e.sparsity)}" for e in shown])
-        step = max(1, depth // 16)
+        axis.set_yticks([y + 0.5 for y in range(len(shown))], [wrapped(f"{e.line}, {fmt.sparsity(e.sparsity)}", 60, 1) for e in shown])
+        step = -(-depth // 14)
         axis.set_xticks([x + 0.5 for x in range(0, depth, step)], [str(x) for x in range(0, depth, step)])
         axis.set_xlabel("layer")
         axis.grid(visible=False)
@@ -156,14 +156,14 @@ def agreement(entries: list[Entry], out_dir: Path, folder: Path) -> Plot | None:
                         axis.text(x + 0.5, y + 0.5, f"{100 * shared:.0f}", ha="center", va="center", color=ink, fontsize=8)
                     about = {"model": a.model, "sparsity": sparsity, "basis": basis, "track": track, "synthetic": a.synthetic}
                     rows.append({**about, "a": a.line, "b": b.line, "jaccard": shared})
-            names = [fmt.short(e.line, 22) for e, _ in found]
+            names = [wrapped(e.full_label, 24) for e, _ in found]
             axis.set_xlim(0, len(found))
             axis.set_ylim(len(found), 0)
             axis.set_xticks([i + 0.5 for i in range(len(found))], names, rotation=35, ha="right")
             axis.set_yticks([i + 0.5 for i in range(len(found))], names)
             axis.grid(visible=False)
             axis.tick_params(length=0)
-            axis.set_title(f"{fmt.sparsity(sparsity)}, {track}")
+            axis.set_title(wrapped(f"{fmt.sparsity(sparsity)}, {track}", 40))
         for axis in axes[len(panels) :]:
             axis.set_axis_off()
         model = fmt.model_label(entries[0].model)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import html
 import re
+import textwrap
 from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -87,6 +88,28 @@ def figure(width: float, height: float, rows: int = 1, columns: int = 1, **kwarg
             yield fig, [axis for row in axes for axis in row]
         finally:
             plt.close(fig)
+
+
+MOST_LINES = 8
+"""So many lines a panel can be told apart; the others are in the CSV."""
+
+
+def legend(fig: Any, handles: dict[str, Any]) -> None:
+    """Every label below the panels, in as many columns as the longest leaves room for; the picture grows by their height."""
+    if not handles:
+        return
+    inches = max(len(label) for label in handles) * 0.075 + 0.55  # a letter at 8.5 points, and the line before it
+    columns = max(1, min(4, len(handles), int(fig.get_figwidth() / inches)))
+    fig.set_figheight(fig.get_figheight() + 0.19 * -(-len(handles) // columns))
+    fig.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns)
+
+
+def wrapped(text: str, width: int = 34, lines: int = 2) -> str:
+    """A title over at most two lines, broken between words; what is longer still is cut at the end."""
+    parts = textwrap.wrap(fmt.clean(text), width, break_on_hyphens=False) or [""]
+    if len(parts) > lines:
+        parts = [*parts[: lines - 1], parts[lines - 1][: width - 1] + "…"]
+    return "\n".join(parts)
 
 
 class Looks:

@@ -60,7 +60,7 @@ const sortRace = (table, head) => {
 };
 document.querySelectorAll("table.race").forEach((table) => {
   table.querySelectorAll("thead th").forEach((th) => {
-    const button = make("button", { type: "button", "data-tip": th.dataset.tip || null }, th.textContent);
+    const button = make("button", { type: "button", "data-key": th.dataset.key, "data-tip": th.dataset.tip || null }, th.textContent);
     button.addEventListener("click", () => sortRace(table, th));
     th.removeAttribute("data-tip");
     th.replaceChildren(button);
@@ -74,6 +74,7 @@ document.querySelectorAll("table.race").forEach((table) => {
     fold(false);
   });
 });
+document.querySelectorAll("[data-pair][aria-label]").forEach((square) => { square.dataset.tip = square.getAttribute("aria-label"); });
 document.addEventListener("click", (e) => {
   const target = e.target.closest && e.target.closest("[data-open], [data-pair]");
   if (!target) return;
@@ -122,13 +123,25 @@ const canvas = (box, label, xs, ys, names, logX, logY, right) => {
   return { pic, x, y, w, h, pad };
 };
 const colour = (line) => (line < 0 ? "var(--plot-ink)" : `var(--c${line % 8})`);
-// Labels one below the other where their points lie too close together.
-const spread = (labels, top, bottom, gap = 14) => {
+// Labels beside a chart: the name, and below it the settings that set it apart; one below the other where points lie close together.
+const ruler = document.createElement("canvas").getContext("2d");
+const measure = (text, bold) => { ruler.font = `${bold ? "600 12px" : "11px"} ${getComputedStyle(document.body).fontFamily}`; return ruler.measureText(text).width * 1.04; };
+const cut = (text, room, bold) => { let t = text; while (t.length > 3 && measure(t + "…", bold) > room) t = t.slice(0, -1); return t === text || measure(text, bold) <= room ? text : t + "…"; };
+const parts = (text) => { const i = text.indexOf(" · "); return i < 0 ? [text] : [text.slice(0, i), text.slice(i + 3)]; };
+const roomFor = (texts, width) => Math.min(0.42 * width, 14 + Math.max(40, ...texts.flatMap((t) => parts(t).map((p, i) => measure(p, i === 0)))));
+const drawLabels = (c, labels) => {
+  const edge = c.w - c.pad.r, room = c.pad.r - 12, top = c.pad.t + 10, bottom = c.h - 4;
+  for (const l of labels) { l.lines = parts(l.text); l.height = l.lines.length > 1 ? 27 : 15; }
   labels.sort((a, b) => a.y - b.y);
-  for (let i = 0; i < labels.length; i++) labels[i].at = Math.max(labels[i].y, i ? labels[i - 1].at + gap : top);
-  for (let i = labels.length - 1, limit = bottom; i >= 0; i--, limit = labels[i + 1].at - gap) labels[i].at = Math.min(labels[i].at, limit);
+  // Too many for the height: the settings are left to the tips.
+  if (labels.reduce((sum, l) => sum + l.height, 0) > bottom - top) for (const l of labels) { l.lines = l.lines.slice(0, 1); l.height = 15; }
+  labels.forEach((l, i) => { l.at = Math.max(l.y, i ? labels[i - 1].at + labels[i - 1].height : top); });
+  for (let i = labels.length - 1, limit = bottom; i >= 0; i--) { labels[i].at = Math.min(labels[i].at, limit - labels[i].height + 12); limit = labels[i].at - 12; }
+  for (const l of labels) {
+    c.pic.append(svg("line", { x1: l.x + 6, x2: edge + 5, y1: l.y, y2: l.at - 4, stroke: colour(l.line), "stroke-width": 0.6, opacity: 0.6 }));
+    l.lines.forEach((text, i) => c.pic.append(svg("text", { x: edge + 8, y: l.at + 12 * i, class: i ? "direct set" : "direct", fill: i ? "var(--plot-muted)" : colour(l.line) }, cut(text, room, i === 0))));
+  }
 };
-const cut = (text, room) => (text.length * 6.3 > room ? text.slice(0, Math.max(4, Math.floor(room / 6.3) - 1)) + "…" : text);
 const mark = (x, y, line, tip, size = 4.5) => {
   const g = svg("g", { class: "tip", tabindex: "0", role: "img", "aria-label": tip, "data-tip": tip });
   g.append(line < 0 ? svg("path", { d: `M${x} ${y - 7}l2 5h5l-4 3 1.500 5-4.500-3-4.500 3 1.500-5-4-3h5z`, fill: colour(line) }) : svg("circle", { cx: x, cy: y, r: size, fill: colour(line), stroke: "var(--panel)" }));
@@ -144,13 +157,14 @@ const drawLines = () => {
   for (const p of here) lines.set(p[1], []);
   for (const o of siblings) for (const p of o.points) if (p[1] >= 0 && p[3] !== null) { if (!lines.has(p[1])) lines.set(p[1], []); lines.get(p[1]).push(p); }
   const drawn = [...lines.entries()].slice(0, MOST_LINES);
+  for (const [, points] of drawn) points.sort((a, b) => a[7] - b[7]);
   const every = drawn.flatMap(([, points]) => points);
   figure.hidden = !every.length;
   if (figure.hidden) return;
   const log = r.kind === "perplexity", v = (n) => shownValue(r, n);
   const ys = [...every, ...(dense ? [dense] : [])].flatMap((p) => [p[3], p[4], p[5]]).filter((n) => n !== null && (!log || n > 0)).map(v);
   if (r.chance !== null) ys.push(v(r.chance));
-  const room = Math.min(190, 0.32 * Math.max(300, box.clientWidth));
+  const room = roomFor(drawn.map(([, points]) => points[points.length - 1][2]), Math.max(300, box.clientWidth));
   const c = canvas(box, `Score against sparsity on ${r.at[3]}`, [0, ...every.map((p) => 100 * p[7])], ys, ["parameters removed, %", r.kind === "percent" ? "score, %" : r.kind === "perplexity" ? "perplexity (log)" : "score"], false, log, room);
   const left = c.pad.l, edge = c.w - c.pad.r;
   if (r.chance !== null) c.pic.append(svg("line", { x1: left, x2: edge, y1: c.y(v(r.chance)), y2: c.y(v(r.chance)), stroke: "var(--plot-muted)", "stroke-dasharray": "2 4" }), svg("text", { x: left + 4, y: c.y(v(r.chance)) - 4, class: "tick" }, "chance"));
@@ -160,7 +174,6 @@ const drawLines = () => {
   }
   const labels = [];
   for (const [line, points] of drawn) {
-    points.sort((a, b) => a[7] - b[7]);
     const banded = points.filter((p) => p[4] !== null && (!log || p[4] > 0));
     const ends = (i) => banded.map((p) => `${c.x(100 * p[7])},${c.y(v(p[i]))}`);
     if (banded.length > 1) c.pic.append(svg("polygon", { points: [...ends(5), ...ends(4).reverse()].join(" "), fill: colour(line), opacity: 0.13 }));
@@ -171,8 +184,7 @@ const drawLines = () => {
   }
   if (dense && dense[3] !== null) c.pic.append(mark(c.x(0), c.y(v(dense[3])), -1, `dense: ${dense[6]}`));
   for (const [line, points] of drawn) for (const p of points) c.pic.append(mark(c.x(100 * p[7]), c.y(v(p[3])), line, `${p[2]}: ${p[6]} at ${(100 * p[7]).toFixed(1)} % removed`));
-  spread(labels, c.pad.t + 8, c.h - c.pad.b);
-  for (const l of labels) c.pic.append(svg("line", { x1: l.x + 5, x2: edge + 6, y1: l.y, y2: l.at - 4, stroke: colour(l.line), "stroke-width": 0.6, opacity: 0.7 }), svg("text", { x: edge + 8, y: l.at, class: "direct", fill: colour(l.line) }, cut(l.text, c.pad.r - 10)));
+  drawLabels(c, labels);
   box.replaceChildren(c.pic);
   const more = lines.size - drawn.length;
   figure.querySelector("figcaption p").textContent = `Bars and bands: 95 % intervals. Star and grey band: the dense model.${more > 0 ? ` ${more} more methods are in the table.` : ""}`;
@@ -199,7 +211,7 @@ const drawTradeoff = () => {
   const points = usable(axis), v = (n) => shownValue(y, n), log = y.kind === "perplexity", box = $("scatter").querySelector(".canvas");
   const xs = points.map((p) => cost(p, axis)), ys = points.flatMap((p) => [p[3], p[4], p[5]]).filter((n) => n !== null && (!log || n > 0)).map(v);
   const logX = Math.max(...xs) / Math.min(...xs) > 20;
-  const room = Math.min(190, 0.3 * Math.max(300, box.clientWidth));
+  const room = roomFor(points.map((p) => p[2]), Math.max(300, box.clientWidth));
   const c = canvas(box, `${y.at[3]} against ${DATA.axes[axis]}`, xs, ys, [DATA.axes[axis] + (logX ? " (log)" : ""), log ? "perplexity (log)" : y.kind === "percent" ? "score, %" : "score"], logX, log, room);
   // On the front: nothing cheaper has an interval that reaches as far as this one's. Overlapping intervals add no point.
   const front = [], sign = y.higher ? 1 : -1;
@@ -213,10 +225,7 @@ const drawTradeoff = () => {
     labels.push({ x: at[0], y: at[1], line: p[1], text: p[2] });
   }
   for (const p of points) c.pic.append(mark(c.x(cost(p, axis)), c.y(v(p[3])), p[1], `${p[2]}: ${p[6]} at ${compact(cost(p, axis))} ${DATA.axes[axis]}`, 5.5));
-  const named = labels.slice(0, 2 * MOST_LINES);
-  spread(named, c.pad.t + 8, c.h - c.pad.b);
-  const edge = c.w - c.pad.r;
-  for (const l of named) c.pic.append(svg("line", { x1: l.x + 6, x2: edge + 6, y1: l.y, y2: l.at - 4, stroke: colour(l.line), "stroke-width": 0.5, opacity: 0.5 }), svg("text", { x: edge + 8, y: l.at, class: "direct", fill: colour(l.line) }, cut(l.text, c.pad.r - 10)));
+  drawLabels(c, labels.slice(0, 2 * MOST_LINES));
   box.replaceChildren(c.pic);
   $("scatter").querySelector("figcaption p").textContent = "Bars: 95 % intervals. Dashed: the front, drawn only where the intervals support it: each point on it is better than every cheaper one beyond both intervals. Star: the dense model.";
 };
@@ -229,7 +238,7 @@ if (races.length) {
   addEventListener("resize", () => { if (innerWidth !== width) { width = innerWidth; drawLines(); drawTradeoff(); } });
 }
 // The address keeps the race: sections are scrolled to, not written into it.
-document.querySelectorAll('.bar nav a[href^="#"]').forEach((a) => a.addEventListener("click", (e) => {
+document.querySelectorAll('.bar nav a[href^="#"], a.skip').forEach((a) => a.addEventListener("click", (e) => {
   const target = $(a.getAttribute("href").slice(1));
   if (!target) return;
   e.preventDefault();

@@ -1,6 +1,7 @@
 // The tables of everything, which sort and filter, and the dialog that opens a row, a cell or a pair.
-// --- tables. A cell is [sort, text, sub, tip, low, high]; 0 stands for a missing one
+// --- tables. A cell is [sort, text, sub, tip, low, high]; a text stands for itself, 0 for a missing one
 const MISSING = [null, "–"];
+for (const sets of Object.values(DATA.tables)) for (const set of sets) for (const row of set.rows) row.forEach((c, i) => { if (typeof c === "string") row[i] = [c, c]; });
 class Grid {
   constructor(box) {
     this.box = box;

@@ -55,6 +55,14 @@ class Tab:
         self.page.goto(path.as_uri())
         self.page.wait_for_selector("body[data-ready]")
 
+    def unfold(self, name: str) -> None:
+        """Opens one of the folded parts."""
+        self.page.locator(f"#{name} > summary").click()
+
+    def race(self) -> Any:
+        """The table of the race that is shown."""
+        return self.page.locator("#table .of-race:not([hidden]) table")
+
     def column(self, table: str, key: str) -> list[str]:
         """Texts of one shown column."""
         heads = self.page.locator(f"[data-table={table}] thead button").evaluate_all("list => list.map(b => b.dataset.key)")
@@ -93,42 +101,52 @@ def shot(tab: Tab, name: str) -> None:
     assert len(data) > 10_000
 
 
-def test_a_click_on_a_heading_sorts_and_a_second_one_turns_it_round(tab: Tab) -> None:
+def scores(tab: Tab) -> list[float]:
+    return [float(v) for v in tab.race().locator("tbody td:nth-child(3)").evaluate_all("list => list.map(td => td.dataset.v)")]
+
+
+def test_a_click_on_a_heading_of_the_race_sorts_and_a_second_one_turns_it_round(tab: Tab) -> None:
+    heading = tab.race().locator("thead th", has_text="Score")
+    heading.locator("button").click()
+    assert heading.get_attribute("aria-sort") == "descending"
+    assert scores(tab) == sorted(scores(tab), reverse=True)
+    heading.locator("button").click()
+    assert heading.get_attribute("aria-sort") == "ascending"
+    assert scores(tab) == sorted(scores(tab))
+
+
+def test_every_setting_sorts_by_any_column_and_missing_ones_stay_last(tab: Tab) -> None:
+    tab.unfold("every")
     heading = tab.page.locator("[data-table=main] thead th", has_text="commonsense")
     heading.locator("button").click()
     values = [float(v) for v in tab.column("main", "commonsense (synthetic)|mean") if v != "–"]
-    assert heading.get_attribute("aria-sort") == "descending"
-    heading = tab.page.locator("[data-table=main] thead th", has_text="commonsense")
-    heading.locator("button").click()
-    assert heading.get_attribute("aria-sort") == "ascending"
     assert len(values) == 8
     assert values == sorted(values, reverse=True)
-    assert tab.page.locator("[data-table=main] tbody tr").last.inner_text().count("–") >= 2  # missing ones stay last
-
-
-def test_lower_is_better_columns_sort_upwards_first(tab: Tab) -> None:
+    assert tab.page.locator("[data-table=main] tbody tr").last.inner_text().count("–") >= 2
     heading = tab.page.locator("[data-table=main] thead th", has_text="Params")
     heading.locator("button").click()
-    assert heading.get_attribute("aria-sort") == "ascending"
+    assert heading.get_attribute("aria-sort") == "ascending"  # lower is better
 
 
 def test_filters_and_search_narrow_the_table_and_say_so(tab: Tab) -> None:
-    page = tab.page
-    page.get_by_role("combobox", name="Method", exact=True).first.select_option("magnitude")
-    assert set(page.locator("[data-table=main] tbody th button").all_inner_texts()) == {"magnitude"}
-    assert "2 of" in page.locator("[data-table=main] .count").inner_text()
-    page.get_by_role("combobox", name="Sparsity", exact=True).first.select_option("50 %")
-    assert page.locator("[data-table=main] tbody tr").count() == 1
-    page.get_by_role("combobox", name="Method", exact=True).first.select_option("")
-    page.get_by_role("combobox", name="Sparsity", exact=True).first.select_option("")
-    page.locator("[data-table=main] input[type=search]").fill("short_gpt skipped")
-    assert page.locator("[data-table=main] tbody th button").all_inner_texts() == ["short_gpt"]
-    page.locator("[data-table=main] input[type=search]").fill("nothing like this")
-    assert "No row matches" in page.locator("[data-table=main]").inner_text()
+    tab.unfold("every")
+    grid = tab.page.locator("[data-table=main]")
+    grid.get_by_role("combobox", name="Method", exact=True).select_option("magnitude")
+    assert set(grid.locator("tbody th button").all_inner_texts()) == {"magnitude"}
+    assert "2 of" in grid.locator(".count").inner_text()
+    grid.get_by_role("combobox", name="Sparsity", exact=True).select_option("50 %")
+    assert grid.locator("tbody tr").count() == 1
+    grid.get_by_role("combobox", name="Method", exact=True).select_option("")
+    grid.get_by_role("combobox", name="Sparsity", exact=True).select_option("")
+    grid.locator("input[type=search]").fill("short_gpt skipped")
+    assert grid.locator("tbody th button").all_inner_texts() == ["short_gpt"]
+    grid.locator("input[type=search]").fill("nothing like this")
+    assert "No row matches" in grid.inner_text()
 
 
 def test_choosing_a_suite_shows_its_tasks_and_choosing_cells_shows_every_record(tab: Tab) -> None:
     page = tab.page
+    tab.unfold("every")
     page.get_by_role("combobox", name="Columns").select_option("commonsense (synthetic)")
     assert "hellaswag" in page.locator("[data-table=main] thead").inner_text()
     page.get_by_role("combobox", name="Rows").select_option("1")
@@ -137,6 +155,7 @@ def test_choosing_a_suite_shows_its_tasks_and_choosing_cells_shows_every_record(
 
 def test_details_show_command_config_shape_curves_and_tests(tab: Tab) -> None:
     page = tab.page
+    tab.unfold("every")
     page.locator("[data-table=main] tbody th button", has_text="compresso").first.click()
     dialog = page.locator("dialog[open]")
     text = dialog.inner_text()
@@ -148,6 +167,68 @@ def test_details_show_command_config_shape_curves_and_tests(tab: Tab) -> None:
     page.keyboard.press("Escape")
     assert page.locator("dialog[open]").count() == 0
     assert page.evaluate("document.activeElement.textContent") == "compresso"
+
+
+def bar(tab: Tab, which: str) -> Any:
+    return tab.page.locator("#race").get_by_role("combobox", name=which)
+
+
+def shown_races(tab: Tab) -> list[list[str]]:
+    """Which race each part of the page shows."""
+    parts = ("#answer", "#table", "#pairs")
+    return [tab.page.locator(f"{p} .of-race:not([hidden])").evaluate_all("list => list.map(x => x.dataset.race)") for p in parts]
+
+
+def test_the_race_bar_drives_sentence_table_pairs_and_charts_by_keyboard(tab: Tab) -> None:
+    page = tab.page
+    before = shown_races(tab)
+    assert [len(part) for part in before] == [1, 1, 1]
+    chart = page.locator("#lines svg").evaluate("svg => svg.getAttribute('aria-label')")
+    bar(tab, "Suite").focus()
+    page.keyboard.press("ArrowDown")
+    assert page.evaluate("document.activeElement.dataset.which") == "3"  # keeps the place
+    after = shown_races(tab)
+    assert after != before
+    assert after[0] == after[1] == after[2]
+    assert page.locator("#lines svg").evaluate("svg => svg.getAttribute('aria-label')") != chart
+    assert page.locator("#live").inner_text() == page.locator(".answer:not([hidden]) h2").inner_text()
+    assert "Perplexity" in tab.race().inner_text()
+    assert tab.race().locator("tr.dense").count() == 1
+
+
+def test_a_shared_address_opens_the_same_race(browser: Any, tab: Tab) -> None:
+    bar(tab, "Sparsity").select_option("50 % of all parameters")
+    bar(tab, "Track").select_option("no training")
+    address, sentence = tab.page.url, tab.page.locator(".answer:not([hidden]) h2").inner_text()
+    assert "#race=" in address
+    tab.page.locator("nav a", has_text="Who beats whom").click()
+    assert tab.page.url == address  # a section does not take the race out of it
+    other = browser.new_page()
+    other.goto(address)
+    other.wait_for_selector("body[data-ready]")
+    assert other.locator(".answer:not([hidden]) h2").inner_text() == sentence
+    other.close()
+
+
+def test_a_square_of_the_matrix_opens_the_pair_with_its_tasks(tab: Tab) -> None:
+    bar(tab, "Track").select_option("no training")
+    square = tab.page.locator("#pairs .of-race:not([hidden]) .sq button").first
+    said = square.get_attribute("aria-label") or ""
+    square.click()
+    text = tab.page.locator("dialog[open]").inner_text()
+    assert " against " in text.splitlines()[1]
+    for word in ("Difference", "Holm p", "Corrected over", "McNemar", "hellaswag", said.rsplit("; ", 1)[-1]):
+        assert word in text, word
+    tab.page.keyboard.press("Escape")
+    assert tab.page.evaluate("document.activeElement.closest('.sq') !== null")
+
+
+def test_axes_of_the_cost_chart_can_be_chosen(tab: Tab) -> None:
+    axes = tab.page.locator("#tradeoff select").nth(1)
+    assert "latency, ms" in axes.locator("option").all_inner_texts()
+    axes.select_option(label="latency, ms")
+    assert "latency, ms" in (tab.page.locator("#scatter svg").text_content() or "")
+    assert tab.page.evaluate("document.activeElement.closest('#tradeoff-controls') !== null")
 
 
 def test_a_cell_that_did_not_finish_opens_with_its_reason(tab: Tab) -> None:
@@ -184,19 +265,18 @@ def test_everything_works_by_keyboard_alone(tab: Tab) -> None:
             break
     assert focused(tab) == "method"
     keyboard.press("Enter")
-    assert tab.page.locator("[data-table=main] thead th").first.get_attribute("aria-sort") == "ascending"
+    assert tab.race().locator("thead th").first.get_attribute("aria-sort") == "ascending"
     assert focused(tab) == "method"  # sorting keeps the place
-    assert "sorted by Method, ascending" in tab.page.locator("#live").inner_text()
-    for _ in range(12):
+    assert "Sorted by Method, ascending" in tab.page.locator("#live").inner_text()
+    for _ in range(16):
         keyboard.press("Tab")
-        if focused(tab) == "compresso":
+        if focused(tab).strip() == "dense":
             break
     keyboard.press("Enter")
     tab.page.wait_for_selector("dialog[open]")
     keyboard.press("Escape")
-    assert focused(tab) == "compresso"
-    point = tab.page.locator("#plots .tip").first
-    point.focus()
+    assert focused(tab).strip() == "dense"
+    tab.page.locator("#lines .tip").first.focus()
     keyboard.press("Shift+Tab")
     keyboard.press("Tab")
     assert tab.page.locator("#tooltip").is_visible()
@@ -204,11 +284,54 @@ def test_everything_works_by_keyboard_alone(tab: Tab) -> None:
     assert not tab.page.locator("#tooltip").is_visible()
 
 
-def test_points_of_the_plots_have_tooltips(tab: Tab) -> None:
-    point = tab.page.locator("#plots .tip").first
+def test_points_of_the_charts_have_tooltips(tab: Tab) -> None:
+    point = tab.page.locator("#lines .tip").first
     point.scroll_into_view_if_needed()
     point.hover(force=True)
     assert tab.page.locator("#tooltip").inner_text() == point.get_attribute("data-tip")
+
+
+BOXES = """names => names.flatMap(name => [...document.querySelectorAll(name)]).filter(n => n.getClientRects().length).map(n => {
+  const b = n.getBoundingClientRect(), s = n.closest("svg").getBoundingClientRect();
+  const across = b.left >= s.left - 1 && b.right <= s.right + 1, down = b.top >= s.top - 1 && b.bottom <= s.bottom + 1;
+  return { text: n.textContent, box: [b.left, b.top, b.right, b.bottom], within: across && down };
+})"""
+
+
+def overlaps(boxes: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """Pairs of texts whose boxes lie on each other by more than two pixels each way."""
+
+    def apart(a: list[float], b: list[float]) -> bool:
+        return min(a[2], b[2]) - max(a[0], b[0]) <= 2 or min(a[3], b[3]) - max(a[1], b[1]) <= 2
+
+    return [(a["text"], b["text"]) for i, a in enumerate(boxes) for b in boxes[:i] if not apart(a["box"], b["box"])]
+
+
+def check_charts(tab: Tab) -> None:
+    """No text of the charts is cut by its picture or lies on another."""
+    for figure in ("#lines", "#scatter"):
+        boxes = tab.page.evaluate(BOXES, [f"{figure} text"])
+        assert all(b["within"] for b in boxes), [b["text"] for b in boxes if not b["within"]]
+        assert overlaps(boxes) == []
+
+
+@pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_no_text_of_a_chart_is_cut_or_overlaps_in_any_race(browser: Any, page: Path, viewport: dict[str, int]) -> None:
+    tab = Tab(browser, page, viewport)
+    for index in range(len(tab.page.evaluate("JSON.parse(document.getElementById('data').textContent).races"))):
+        hashes = tab.page.evaluate("JSON.parse(document.getElementById('data').textContent).races.map(r => r.hash)")
+        tab.page.evaluate("h => { location.hash = 'race=' + encodeURIComponent(h); }", hashes[index])
+        tab.page.wait_for_function("i => !document.querySelector(`.answer[data-race='${i}']`).hidden", arg=index)
+        check_charts(tab)
+    tab.context.close()
+
+
+def test_no_legend_or_title_of_the_figures_is_cut_or_overlaps(tab: Tab) -> None:
+    tab.unfold("plots")
+    for figure in tab.page.locator("#plots figure").evaluate_all("list => list.map(f => f.id)"):
+        boxes = tab.page.evaluate(BOXES, [f"#{figure} svg text"])
+        assert all(b["within"] for b in boxes), [b["text"] for b in boxes if not b["within"]]
+        assert overlaps(boxes) == [], figure
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -218,6 +341,10 @@ def test_axe_finds_no_serious_fault_and_nothing_overflows(browser: Any, page: Pa
     assert tab.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     shot(tab, f"{'phone' if viewport is PHONE else 'desktop'}_{scheme}")
     assert axe(tab) == []
+    for name in ("findings", "fairness", "every", "every-pair", "plots", "notes", "method", "cite"):
+        tab.unfold(name)
+    assert axe(tab) == []
+    assert tab.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     tab.page.locator("[data-table=main] tbody th button", has_text="compresso").first.click()
     tab.page.wait_for_selector("dialog[open]")
     assert axe(tab) == []
@@ -237,6 +364,7 @@ def test_the_page_prints_without_its_controls(browser: Any, page: Path) -> None:
 
 def test_hostile_records_run_no_script_and_break_nothing(browser: Any, hostile_page: Path) -> None:
     tab = Tab(browser, hostile_page, PHONE)
+    tab.unfold("every")
     assert tab.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     buttons = tab.page.locator("[data-table=main] tbody th button")
     for i in range(buttons.count()):
@@ -257,6 +385,7 @@ def test_packed_records_open_too(browser: Any, grid: Path, page: Path, tmp_path:
     packed = build_report(tmp_path)
     assert 'data-encoding="gzip"' in packed.read_text()
     tab = Tab(browser, packed, DESKTOP)
+    tab.unfold("every")
     tab.page.locator("[data-table=main] tbody th button", has_text="compresso").first.click()
     tab.page.wait_for_selector("dialog[open]")
     assert "leaderboard.synthetic OUT" in tab.page.locator("dialog[open]").inner_html()
@@ -270,10 +399,11 @@ def test_ten_thousand_cells_are_sorted_whole(browser: Any, tmp_path: Path) -> No
         record.metrics.shapes, record.metrics.curves = [], {}
     entries, notes = collect(made)
     main = leaderboard(entries, Comparisons())
-    content = Content(entries, Comparisons(), main, None, [], None, "", [], [], notes)
+    content = Content(entries, Comparisons(), main, None, [], None, "", [], [], [], [], notes)
     path = tmp_path / "index.html"
     path.write_text(render(content), encoding="utf-8")
     tab = Tab(browser, path, DESKTOP)
+    tab.unfold("every")
     tab.page.get_by_role("combobox", name="Rows").select_option("1")
     assert tab.page.locator("[data-table=main] .count").inner_text() == "10000 rows"
     tab.page.locator("[data-table=main] thead th button[data-key=seed]").click()

@@ -96,8 +96,9 @@ def test_methods_of_other_tracks_are_named(tmp_path: Path) -> None:
     put(tmp_path, "b")
     put(tmp_path, "late", tokens=400_000)
     put(tmp_path, "plain", tokens=0)
+    put(tmp_path, "simple", tokens=0)
     races = found(tmp_path)
-    assert "Not in this race: plain (no training); late (400 k training tokens)." in races["300 k training tokens"].sentence
+    assert "Not in this race: plain, simple (no training); late (400 k training tokens)." in races["300 k training tokens"].sentence
 
 
 def test_the_page_tells_it_below_the_table(tmp_path: Path) -> None:

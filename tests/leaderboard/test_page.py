@@ -33,7 +33,7 @@ def data_of(page: Path) -> dict[str, Any]:
 def rows_of(page: Path, table: str = "main", view: int = 0) -> list[dict[str, Any]]:
     data = data_of(page)["tables"][table][view]
     keys = [c["key"] for c in data["columns"]]
-    return [dict(zip(keys, row, strict=True)) for row in data["rows"]]
+    return [{k: [c, c] if isinstance(c, str) else c for k, c in zip(keys, row, strict=True)} for row in data["rows"]]
 
 
 def notes_of(page: Path) -> str:
@@ -286,9 +286,24 @@ def test_training_curves_of_single_layers_leave_the_panels_to_the_others(tmp_pat
     names += ["prune: target_sparsity", "prune: lambda1", "prune: lm_loss", "prune: expected_sparsity", "prune: gate_entropy"]
     made.metrics.curves = {name: [(0.0, 1.0), (1.0, 2.0)] for name in names}
     shown, rows = panels_of(collect([made])[0])
-    assert list(shown) == ["loss", "sparsity", "multipliers", "prune: gate_entropy"]
+    assert list(shown) == ["lm_loss", "sparsity", "multipliers", "gate_entropy"]
     assert [curve for _, curve, _ in shown["sparsity"]] == ["prune: target_sparsity", "prune: expected_sparsity"]
     assert {row["curve"] for row in rows} == set(names[30:])  # those of layers stay in the records
+
+
+def test_no_panel_of_training_curves_has_more_than_eight_lines(tmp_path: Path) -> None:
+    from prunebench.leaderboard.plots.curves import panels_of
+
+    records = []
+    for i in range(12):
+        made = record(f"m{i:02d}")
+        names = ("loss", "expected_sparsity", "target_sparsity", "realised_sparsity", "lambda1", "lambda2")
+        made.metrics.curves = {f"prune: {name}": [(0.0, 1.0), (1.0, 2.0)] for name in names}
+        records.append(made)
+    shown, rows = panels_of(collect(records)[0])
+    assert {name: len(lines) for name, lines in shown.items()} == {"loss": 8, "sparsity": 8, "multipliers": 8}
+    assert {curve for _, curve, _ in shown["sparsity"]} == {"prune: expected_sparsity", "prune: target_sparsity"}
+    assert len({row["method"] for row in rows}) == 12  # the CSV has them all
 
 
 def test_methods_that_keep_the_same_units_agree(tmp_path: Path) -> None:

@@ -279,9 +279,9 @@ def test_everything_works_by_keyboard_alone(tab: Tab) -> None:
     tab.page.locator("#lines .tip").first.focus()
     keyboard.press("Shift+Tab")
     keyboard.press("Tab")
-    assert tab.page.locator("#tooltip").is_visible()
+    tab.page.locator("#tooltip").wait_for(state="visible")
     keyboard.press("Escape")
-    assert not tab.page.locator("#tooltip").is_visible()
+    tab.page.locator("#tooltip").wait_for(state="hidden")
 
 
 def test_points_of_the_charts_have_tooltips(tab: Tab) -> None:

@@ -19,7 +19,7 @@ def clean_cells(cells: Sequence[PlannedCell], out: Path, *, checkpoints: bool, e
         folder = CellFolder(out, cell.id)
         if not folder.path.is_dir():
             continue
-        before = stages.folder_bytes(folder.path)
+        before = folder_bytes(folder.path)
         with folder.lock() as mine:
             if not mine:
                 busy += 1
@@ -34,6 +34,11 @@ def clean_cells(cells: Sequence[PlannedCell], out: Path, *, checkpoints: bool, e
                         remove(folder.path / name)
             if everything:
                 shutil.rmtree(folder.path, ignore_errors=True)
-        freed += before - (stages.folder_bytes(folder.path) if folder.path.is_dir() else 0)
+        freed += before - (folder_bytes(folder.path) if folder.path.is_dir() else 0)
     note = f"; {busy} left alone, a run works on them" if busy else ""
     return f"{out}: {freed / 1e6:.1f} MB freed{note}"
+
+
+def folder_bytes(folder: Path) -> int:
+    """Bytes of all files below a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -16,13 +16,13 @@ from typing import Any
 from prunebench.experiments.artifacts import CellFolder
 from prunebench.experiments.cell import CellConfig
 from prunebench.experiments.config import GridConfig
-from prunebench.experiments.model_check import meta_anatomy
 from prunebench.experiments.plan import PlannedCell
 from prunebench.experiments.progress import duration, gigabytes
 from prunebench.experiments.recovery import get_recovery
 from prunebench.experiments.run_cell import finished_record, millions
+from prunebench.models.anatomy import Anatomy
+from prunebench.models.loading import check_loads
 
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 FORWARD = 2  # operations per parameter and token
 TRAIN = 6
 TRAIN_ADAPTERS = 4  # frozen weights need no gradient of their own
@@ -110,12 +110,13 @@ def evaluation_tokens(cell: CellConfig) -> int:
 
 def estimate(cell: PlannedCell, speed: float) -> Estimate:
     """The cost of one cell at `speed` operations a second."""
-    anatomy = meta_anatomy(cell.model)
-    if anatomy is None:
+    model = check_loads(cell.model)
+    if model is None:
         return Estimate(None, None, None, None)
     config = cell.config
+    anatomy = Anatomy.from_model(model)
     dense = anatomy.dense_params
-    width = BYTES[config.model.dtype]
+    width = model.dtype.itemsize
     kept = (
         dense.total
         if config.sparsity is None

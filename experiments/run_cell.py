@@ -22,12 +22,10 @@ from prunebench.experiments.progress import Emit, duration, gigabytes
 from prunebench.experiments.recording import build_record, unfinished_record
 from prunebench.experiments.stopping import Stop, Stopped
 from prunebench.leaderboard.record import Record, read_record, write_record
-from prunebench.models.errors import PrunebenchError
+from prunebench.models.errors import PrunebenchError, is_out_of_memory
 
 HEARTBEAT_SECONDS = 1.0
 FINAL = ("done", "skipped")
-
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "std::bad_alloc")
 
 
 def run_cell(job: Job, emit: Emit, stop: Stop) -> Outcome:
@@ -123,7 +121,7 @@ class _CellRun:
         """Whether a stage of a finished cell must run again because a file of it was damaged."""
         problems: list[str] = []
         for path in sorted((self.folder.path / "stages").glob("*.json")):
-            self.folder.done(path.stem, None, problems, quick=True)
+            self.folder.done(path.stem, None, problems)
         for problem in problems:
             self._problem(problem)
         return bool(problems)
@@ -133,7 +131,7 @@ class _CellRun:
         if known is not None:
             return Outcome(cell_id=self.job.cell.id, status="output_error", reason=str(known))
         text = str(error)
-        if any(sign in text.lower() for sign in OUT_OF_MEMORY) or type(error).__name__ == "OutOfMemoryError":
+        if is_out_of_memory(error):
             let_go(error)
             return self._end("out_of_memory", f"{self.stage_name} took more memory than there is: {first_line(text)}")
         if isinstance(error, PrunebenchError):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 import shlex
@@ -11,6 +10,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
+
+from prunebench.experiments.shorthands import MODEL_OPTIONS, PLACES
 
 EXIT_BAD_INPUT = 2
 EXIT_STOPPED = 130
@@ -49,6 +50,18 @@ class Parser(argparse.ArgumentParser):
         sys.exit(EXIT_BAD_INPUT)
 
 
+class Once(argparse.Action):
+    """Stores a value, and refuses another one for the same option."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: str | None = None
+    ) -> None:
+        before = getattr(namespace, self.dest, None)
+        if before is not None and before != values:
+            parser.error(f"{option_string} is given twice, as {before} and {values}; give it once")
+        setattr(namespace, self.dest, values)
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="run_all.py", description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.description = "prunebench: one YAML grid in, every record and the leaderboard out. Without a verb: run."
@@ -83,12 +96,19 @@ def _add_options(verb: argparse.ArgumentParser, name: str) -> None:
     verb.add_argument("--data", type=Path, metavar="DIR", help="folder of benchmark data as JSONL, tried before hub and embedded data")
     verb.add_argument("--only", action="append", default=[], metavar="ID", help="only the cell whose id starts so (repeatable)")
     axes = verb.add_argument_group("shorthands for one value of the grid")
-    axes.add_argument("--model", metavar="NAME", help="hub id, folder, .gguf file or embedded:NAME")
-    axes.add_argument("--method", metavar="NAME")
-    axes.add_argument("--sparsity", type=float, metavar="S", help="share of parameters to remove, between 0 and 1")
-    axes.add_argument("--seed", type=int, metavar="N")
+    axes.add_argument("--model", metavar="NAME", help="hub id, folder, .gguf file or embedded:NAME", action=Once)
+    axes.add_argument("--method", metavar="NAME", action=Once)
+    axes.add_argument("--sparsity", type=float, metavar="S", help="share of parameters to remove, between 0 and 1", action=Once)
+    axes.add_argument("--seed", type=int, metavar="N", action=Once)
     axes.add_argument("--protocol", action="extend", nargs="+", default=[], metavar="NAME", help="evaluation protocols")
-    axes.add_argument("--limit", type=int, metavar="N", help="documents a task")
+    axes.add_argument("--limit", type=int, metavar="N", help="documents a task", action=Once)
+    loading = verb.add_argument_group("how the model is loaded")
+    loading.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: as it is stored", action=Once)
+    loading.add_argument("--device", metavar="NAME", help="auto (default), cpu, cuda, cuda:1, ...", action=Once)
+    loading.add_argument("--device-map", metavar="MAP", help="accelerate's, e.g. auto, for a model larger than one device", action=Once)
+    loading.add_argument("--revision", metavar="REV", help="hub branch, tag or commit", action=Once)
+    loading.add_argument("--trust-remote-code", action="store_true", default=None, help="run modelling code that comes with the checkpoint")
+    loading.add_argument("--attn-implementation", metavar="NAME", help="default: the fastest that the model supports", action=Once)
     if name in ("run", "prune", "evaluate"):
         verb.add_argument("--executor", choices=["local", "processes", "ray"], help="here, one process a cell, or Ray tasks")
         verb.add_argument("--workers", type=int, metavar="N", help="cells at a time (executor processes)")
@@ -104,23 +124,9 @@ def _add_options(verb: argparse.ArgumentParser, name: str) -> None:
         verb.add_argument("--all", action="store_true", dest="everything", help="delete the cells of this grid altogether")
 
 
-def axis_settings(options: argparse.Namespace) -> list[str]:
-    """The shorthands as --set settings."""
-    settings = []
-    for axis in ("model", "method", "sparsity", "seed"):
-        value = getattr(options, axis, None)
-        if value is not None:
-            settings.append(f"grid.{axis}={json.dumps([value])}")
-    protocols = getattr(options, "protocol", None)
-    if protocols:
-        settings.append(f"protocols={json.dumps(protocols)}")
-    if getattr(options, "limit", None) is not None:
-        settings.append(f"evaluation.limit={json.dumps(options.limit)}")
-    for key in ("executor", "workers", "address"):
-        value = getattr(options, key, None)
-        if value is not None:
-            settings.append(f"run.{key}={json.dumps(value)}")
-    return settings
+def shorthands(options: argparse.Namespace) -> dict[str, Any]:
+    """The shorthands of a command line that were given; see `load_config`."""
+    return {name: value for name in (*PLACES, *MODEL_OPTIONS) if (value := getattr(options, name, None)) not in (None, [])}
 
 
 def reproducing_command(options: argparse.Namespace) -> str:
@@ -130,9 +136,13 @@ def reproducing_command(options: argparse.Namespace) -> str:
         words += ["--config", str(options.config)]
     if options.data is not None:
         words += ["--data", str(options.data)]
-    changes_numbers = [s for s in (*options.settings, *axis_settings(options)) if not s.startswith("run.")]
-    for setting in changes_numbers:
-        words += ["--set", setting]
+    for setting in options.settings:
+        if not setting.startswith("run."):
+            words += ["--set", setting]
+    for name, value in shorthands(options).items():
+        if PLACES.get(name, ("",))[0] != "run":
+            words.append(f"--{name.replace('_', '-')}")
+            words += [] if value is True else [str(one) for one in value] if isinstance(value, list) else [str(value)]
     for plugin in options.plugin:
         words += ["--plugin", str(plugin)]
     return shlex.join(words)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from prunebench.experiments.artifacts import prepare_output_folder
 from prunebench.experiments.cleaning import clean_cells
-from prunebench.experiments.cli import axis_settings, reproducing_command
+from prunebench.experiments.cli import reproducing_command, shorthands
 from prunebench.experiments.config import GridConfig
 from prunebench.experiments.estimate import plan_table
 from prunebench.experiments.executors import make_executor
@@ -47,7 +47,7 @@ def understand(options: argparse.Namespace, *, needs_protocols: bool = True) -> 
         BadInput: whatever is wrong with any of them.
     """
     load_plugins(tuple(str(path) for path in options.plugin))
-    config = load_config(options.config, [*options.settings, *axis_settings(options)])
+    config = load_config(options.config, options.settings, shorthands(options))
     cells = select(plan_grid(config, options.data, needs_protocols=needs_protocols), options.only)
     return Request(config, cells, output_folder(options, config), options.plugin, options.data, reproducing_command(options))
 
@@ -98,7 +98,7 @@ def _evaluate_model(options: argparse.Namespace) -> int:
         raise BadInput(f"--protocol is missing; known protocols: {', '.join(sorted(evaluation.known_protocols()))}.")
     for name in options.protocol:
         evaluation.get_protocol(name)
-    config = load_config(None, [*options.settings, *axis_settings(options)])
+    config = load_config(None, options.settings, shorthands(options))
     spec: ModelSpec = config.grid.model[0]
     prompt = prompt_of(config.evaluation.prompt)
     if options.out is not None:

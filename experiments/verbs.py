@@ -98,6 +98,13 @@ def _evaluate_model(options: argparse.Namespace) -> int:
         raise BadInput(f"--protocol is missing; known protocols: {', '.join(sorted(evaluation.known_protocols()))}.")
     for name in options.protocol:
         evaluation.get_protocol(name)
+    unused = [
+        name
+        for name in ("method", "sparsity", "seed", "executor", "workers", "address", "only")
+        if getattr(options, name) not in (None, [])
+    ]
+    if unused:
+        raise BadInput(f"--{unused[0]} means nothing to evaluate --model, which scores one model as it is; leave it out.")
     config = load_config(None, options.settings, shorthands(options))
     spec: ModelSpec = config.grid.model[0]
     prompt = prompt_of(config.evaluation.prompt)

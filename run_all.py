@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line and hand over; returns the exit code (0 done, 1 a cell failed, 2 bad input, 130 stopped)."""
-    from prunebench.experiments.cli import main as cli_main
+    from prunebench.experiments.commands import main as command_main
     from prunebench.leaderboard import build_report
 
-    return cli_main(argv, build_report)
+    return command_main(argv, build_report)
 
 
 if __name__ == "__main__":

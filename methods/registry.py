@@ -10,7 +10,7 @@ import importlib.metadata
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -138,6 +138,11 @@ def load_plugin(path: Path) -> list[str]:
     if not _plugin_names[module_name]:
         raise BadInput(f"plugin {path} registers no pruner; decorate its class with @register('name').")
     return _plugin_names[module_name]
+
+
+def load_plugins(paths: Iterable[Path | str]) -> list[str]:
+    """Imports plugin files; returns the names of the pruners that they register."""
+    return [name for path in paths for name in load_plugin(Path(path))]
 
 
 _plugin_names: dict[str, list[str]] = {}

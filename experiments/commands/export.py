@@ -1,4 +1,4 @@
-"""Copies a pruned checkpoint out of the results, after checking it against the hashes of its stage."""
+"""`export`: copies a pruned checkpoint out of the results, after checking it against the hashes of its stage."""
 
 from __future__ import annotations
 
@@ -6,11 +6,25 @@ import os
 import secrets
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from prunebench.experiments import stages
-from prunebench.experiments.artifacts import TEMPORARY_PREFIX, CellFolder
-from prunebench.experiments.plan import PlannedCell
+import typer
+
+from prunebench.experiments.commands.options import Cells
+from prunebench.experiments.commands.request import understand
 from prunebench.models.errors import BadInput
+
+if TYPE_CHECKING:
+    from prunebench.experiments.plan import PlannedCell
+
+
+def export(cells: Cells, to: Annotated[Path, typer.Option(metavar="DIR", help="new folder for the checkpoint")]) -> int:
+    """Copies the pruned checkpoint of one cell out of the results."""
+    request = understand(cells, needs_protocols=False)
+    if len(request.cells) != 1:
+        raise BadInput(f"export takes one cell, these options name {len(request.cells)}; pick one with --only ID.")
+    print(f"checkpoint: {export_checkpoint(request.cells[0], request.out, to)}")
+    return 0
 
 
 def export_checkpoint(cell: PlannedCell, out: Path, target: Path) -> Path:
@@ -19,6 +33,9 @@ def export_checkpoint(cell: PlannedCell, out: Path, target: Path) -> Path:
     Raises:
         BadInput: no checkpoint yet, a damaged one, or a target that exists or can't be written.
     """
+    from prunebench.experiments import stages
+    from prunebench.experiments.artifacts import TEMPORARY_PREFIX, CellFolder
+
     if cell.config.is_dense:
         raise BadInput("the dense cell has no checkpoint of its own; it is the model that the grid names.")
     stage, name = ("recover", stages.RECOVERED) if cell.config.recovery != "none" else ("slice", stages.CHECKPOINT)

@@ -1,19 +1,38 @@
-"""Deletes what killed runs left, and on request checkpoints or whole cells, of one grid only."""
+"""`clean`: deletes what killed runs left, and on request checkpoints or whole cells, of one grid only."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from prunebench.experiments import stages
-from prunebench.experiments.artifacts import CellFolder, remove
-from prunebench.experiments.plan import PlannedCell
-from prunebench.experiments.run_cell import finished_record
+import typer
+
+from prunebench.experiments.commands.options import Cells
+from prunebench.experiments.commands.request import understand
+
+if TYPE_CHECKING:
+    from prunebench.experiments.plan import PlannedCell
+
+
+def clean(
+    cells: Cells,
+    checkpoints: Annotated[bool, typer.Option("--checkpoints", help="also delete the checkpoints of cells that have their record")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="delete the cells of this grid altogether")] = False,
+) -> int:
+    """Deletes what killed runs left, and set-aside files."""
+    request = understand(cells, needs_protocols=False)
+    print(clean_cells(request.cells, request.out, checkpoints=checkpoints, everything=everything))
+    return 0
 
 
 def clean_cells(cells: Sequence[PlannedCell], out: Path, *, checkpoints: bool, everything: bool) -> str:
     """Cleans the folders of `cells`; a cell that a run works on is left alone. Returns a sentence."""
+    from prunebench.experiments import stages
+    from prunebench.experiments.artifacts import CellFolder, remove
+    from prunebench.experiments.run_cell import finished_record
+
     freed, busy = 0, 0
     for cell in cells:
         folder = CellFolder(out, cell.id)

@@ -1,4 +1,4 @@
-"""What the cells of a grid are at: done, running, failed with reason, left."""
+"""`status`: what the cells of a grid are at: done, running, failed with reason, left."""
 
 from __future__ import annotations
 
@@ -7,11 +7,21 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from prunebench.experiments.artifacts import CellFolder
-from prunebench.experiments.plan import PlannedCell
-from prunebench.leaderboard.errors import LeaderboardError
-from prunebench.leaderboard.record import read_record
+from prunebench.experiments.commands.options import Cells
+from prunebench.experiments.commands.request import understand
+
+if TYPE_CHECKING:
+    from prunebench.experiments.artifacts import CellFolder
+    from prunebench.experiments.plan import PlannedCell
+
+
+def status(cells: Cells) -> int:
+    """Says which cells are done, running, failed (with reason) or left."""
+    request = understand(cells)
+    print(status_table(request.cells, request.out))
+    return 0
 
 
 @dataclass(frozen=True)
@@ -26,6 +36,10 @@ class CellStatus:
 
 def cell_status(cell: PlannedCell, out: Path) -> CellStatus:
     """Looks at one cell's folder; writes nothing."""
+    from prunebench.experiments.artifacts import CellFolder
+    from prunebench.leaderboard.errors import LeaderboardError
+    from prunebench.leaderboard.record import read_record
+
     folder = CellFolder(out, cell.id)
 
     def line(status: str, note: str = "") -> CellStatus:

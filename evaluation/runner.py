@@ -211,7 +211,7 @@ class _Run:
             indices = chosen_indices(sizes[stratum], counts[stratum], self.seed, definition.name, stratum)
             key = key_of(
                 {
-                    "task": definition.model_dump(mode="json", by_alias=True, exclude={"sources", "chance", "strata"}),
+                    "task": definition.model_dump(mode="json", by_alias=True, exclude={"sources", "chance", "strata", "size"}),
                     "stratum": stratum,
                     "shots": entry.shots,
                     "data": part_data.sha256,

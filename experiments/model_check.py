@@ -27,6 +27,7 @@ EMBEDDED_SHAPES: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 30,
         "num_attention_heads": 9,
         "num_key_value_heads": 3,
+        "max_position_embeddings": 8192,
         "tie_word_embeddings": True,
     }
 }

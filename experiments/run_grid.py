@@ -14,6 +14,7 @@ from prunebench.experiments.artifacts import CellFolder, output_error
 from prunebench.experiments.config import GridConfig
 from prunebench.experiments.executors import Executor
 from prunebench.experiments.job import Job, Outcome
+from prunebench.experiments.lengths import check_lengths
 from prunebench.experiments.model_check import check_sparsity
 from prunebench.experiments.plan import PlannedCell
 from prunebench.experiments.progress import View
@@ -90,16 +91,18 @@ def make_jobs(
     ]
 
 
-def check_feasible(cells: Sequence[PlannedCell]) -> None:
+def check_feasible(cells: Sequence[PlannedCell], until: Literal["prune", "record"] = "record") -> None:
     """Refuses what no method could do, before anything is fetched or written.
 
     Raises:
         BudgetError: a sparsity that a model can't reach.
+        BadInput: a length that a model's context has no room for.
     """
     asked = {(cell.model, cell.config.sparsity, cell.config.basis) for cell in cells if cell.config.sparsity is not None}
     for model, sparsity, basis in sorted(asked, key=str):
         assert sparsity is not None  # filtered above
         check_sparsity(model, sparsity, basis)
+    check_lengths(cells, until)
 
 
 def fetch_models(cells: Sequence[PlannedCell]) -> None:

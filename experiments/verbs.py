@@ -15,6 +15,7 @@ from prunebench.experiments.config import GridConfig
 from prunebench.experiments.estimate import plan_table
 from prunebench.experiments.executors import make_executor
 from prunebench.experiments.exporting import export_checkpoint
+from prunebench.experiments.lengths import check_protocol_lengths
 from prunebench.experiments.load_config import load_config
 from prunebench.experiments.plan import PlannedCell, plan_grid, select
 from prunebench.experiments.progress import make_view
@@ -101,6 +102,7 @@ def _evaluate_model(options: argparse.Namespace) -> int:
     config = load_config(None, [*options.settings, *axis_settings(options)])
     spec: ModelSpec = config.grid.model[0]
     prompt = prompt_of(config.evaluation.prompt)
+    check_protocol_lengths([choice.name for choice in config.protocols], prompt, spec)
     if options.out is not None:
         prepare_output_folder(options.out)
     stop = Stop()
@@ -137,7 +139,7 @@ def _evaluate_model(options: argparse.Namespace) -> int:
 def _run_cells(
     options: argparse.Namespace, request: Request, until: Literal["prune", "record"], *, needs_checkpoint: bool = False
 ) -> GridResult:
-    check_feasible(request.cells)
+    check_feasible(request.cells, until)
     fetch_models(request.cells)
     executor = make_executor(request.config.run)
     prepare_output_folder(request.out)

@@ -22,6 +22,7 @@ from prunebench.models.special_tokens import Bos, bos_ids, prompt_ids
 
 LONGEST_ANSWER = 1024
 """New tokens that a known task asks for at most; the harness's own files, which say it, take seconds to read."""
+
 Length = tuple[str, int, str | None]
 """What is so long, its tokens, and what to do about it where that isn't to give fewer."""
 

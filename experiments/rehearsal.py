@@ -45,16 +45,16 @@ def rehearse(spec: ModelSpec) -> None:
     """
     empty = check_loads(spec)
     if empty is not None and not hasattr(empty.config, "pruning"):  # which was rehearsed, sliced and reloaded before
-        _rehearse_class(type(empty), empty.config.to_json_string(), spec)
+        _rehearse_config(empty.config.to_json_string(), spec)
 
 
 @functools.lru_cache(maxsize=64)
-def _rehearse_class(model_class: type[PreTrainedModel], config_text: str, spec: ModelSpec) -> None:
-    """Remembered by class and config."""
+def _rehearse_config(config_text: str, spec: ModelSpec) -> None:
+    """Remembered by config."""
     empty = check_loads(spec)
     assert empty is not None  # its config is at hand
     model = tiny_copy(empty)
-    name = f"model {spec.name} ({model_class.__name__})"
+    name = f"model {spec.name} ({type(model).__name__})"
     for what, kinds in KINDS.items():
         try:
             _rehearse_masks(model, random_masks(Anatomy.from_model(model), seed=1, **kinds), f"{name}, without some of its {what},")

@@ -147,6 +147,22 @@ def load_config(spec: ModelSpec) -> PreTrainedConfig | None:
     return None
 
 
+def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of a model whose files are here; None for others, and for the embedded model, which is not fetched for it.
+
+    Raises:
+        BadInput: it can't be read.
+    """
+    files = local_files(spec)
+    return None if files is None else _tokenizer_of(files.sha256, spec, files.folder)
+
+
+@functools.lru_cache(maxsize=16)
+def _tokenizer_of(sha256: str, spec: ModelSpec, folder: Path) -> PreTrainedTokenizerBase:
+    """Remembered by what the files hold."""
+    return open_tokenizer(model_files(folder, trust_remote_code=spec.trust_remote_code), spec.options)
+
+
 def local_files(spec: ModelSpec) -> ModelFiles | None:
     """The files of a model that is here already: a folder, a hub model in the hub's cache, a GGUF file that was converted.
 

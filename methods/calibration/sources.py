@@ -77,6 +77,39 @@ def load_corpus(name: str, data_dir: Path | None) -> Corpus:
     """
     if name == "embedded":
         return _embedded()
+    files, hub, folder = _places(name, data_dir)
+    source = SOURCES.get(name)
+    if files:
+        documents = tuple(document for file in files for document in _read_jsonl(file))
+        origin = ", ".join(f"calibration/{file.name}" for file in files)
+    else:
+        documents, origin = _from_hub(name, *hub, looked_in=folder), f"hub {hub[0]}"
+    return Corpus(documents, source.drawing if source else _drawing_of(documents), origin)
+
+
+def find_corpus(name: str, data_dir: Path | None, *, is_read: bool = True) -> None:
+    """Looks for a source without reading it: the first row of a file, the hub's entry of a data set.
+
+    Args:
+        is_read: False where nothing reads it, so that only its name has to be one.
+
+    Raises:
+        BadInput: `load_corpus` would not find it.
+    """
+    if name == "embedded":
+        return
+    files, hub, folder = _places(name, data_dir)
+    if not is_read:
+        return
+    for file in files:
+        if next(_iterate_jsonl(file), None) is None:
+            raise BadInput(f"calibration source {name!r}: {file.name} holds no rows.")
+    if not files:
+        _find_on_hub(name, hub[0], looked_in=folder)
+
+
+def _places(name: str, data_dir: Path | None) -> tuple[list[Path], tuple[str, str | None], Path | None]:
+    """The files of a source, else where it is on the hub; and the folder that was looked in."""
     folder = None if data_dir is None else data_dir / "calibration"
     source = SOURCES.get(name)
     is_hub_id = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) is not None
@@ -86,15 +119,12 @@ def load_corpus(name: str, data_dir: Path | None) -> Corpus:
     for pattern in patterns:
         files = sorted(folder.glob(pattern)) if folder is not None else []
         if files:
-            documents = tuple(document for file in files for document in _read_jsonl(file))
-            origin = ", ".join(f"calibration/{file.name}" for file in files)
-            return Corpus(documents, source.drawing if source else _drawing_of(documents), origin)
+            return files, ("", None), folder
     hub = source.hub if source else (name, None) if is_hub_id else None
     if hub is None:
         where = "no data folder was given" if folder is None else f"{folder} has no {name}.jsonl"
         raise BadInput(f"calibration source {name!r} is unknown ({where}); use {KNOWN}, or a hub id ORG/NAME.")
-    documents = _from_hub(name, *hub, looked_in=folder)
-    return Corpus(documents, source.drawing if source else _drawing_of(documents), f"hub {hub[0]}")
+    return [], hub, folder
 
 
 def _drawing_of(documents: tuple[Document, ...]) -> Drawing:
@@ -152,12 +182,32 @@ def _iterate_jsonl(file: Path) -> Iterator[Document]:
             raise BadInput(f"{file} is not UTF-8 text.") from None
 
 
-def _from_hub(name: str, repository: str, configuration: str | None, *, looked_in: Path | None) -> tuple[Document, ...]:
+def _find_on_hub(name: str, repository: str, *, looked_in: Path | None) -> None:
+    advice = _advice(name, looked_in)
+    from huggingface_hub import HfApi
+
+    try:
+        HfApi().dataset_info(repository, timeout=10)
+    except Exception as error:  # the hub's client raises many kinds; the sentence carries which
+        raise BadInput(f"calibration source {name!r} can't be had from the hub ({type(error).__name__}); {advice}.") from error
+
+
+def _advice(name: str, looked_in: Path | None) -> str:
+    """What to do where the hub doesn't have a source.
+
+    Raises:
+        BadInput: the environment says that the hub is not to be asked.
+    """
     elsewhere = "no data folder was given" if looked_in is None else f"{looked_in} has none"
     advice = f"give a folder that has it with --data, or use the source 'embedded' ({elsewhere})"
     for variable in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
         if os.environ.get(variable, "").upper() in ("1", "TRUE", "YES", "ON"):
             raise BadInput(f"calibration source {name!r} is on the hub, but {variable} is set; {advice}.")
+    return advice
+
+
+def _from_hub(name: str, repository: str, configuration: str | None, *, looked_in: Path | None) -> tuple[Document, ...]:
+    advice = _advice(name, looked_in)
     try:
         import datasets
 

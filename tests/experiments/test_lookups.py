@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 
-from tests.experiments.support import Bench
+from tests.experiments.support import Bench, save_tiny_model
 
 
 @pytest.fixture
 def refused(bench: Bench, capsys: pytest.CaptureFixture[str]) -> Any:
     """Configures a grid that every verb that could run it must refuse; returns the sentence."""
+
+    save_tiny_model(bench.model, max_position_embeddings=4096)
 
     def act(**changes: Any) -> str:
         bench.configure(**changes)

@@ -21,13 +21,13 @@ import torch
 from prunebench.experiments.load_config import load_config
 from prunebench.experiments.seeds import seed_for
 from prunebench.methods.data import PruningData
+from prunebench.methods.learning.gates.hardening import deterministic_values
+from prunebench.methods.learning.text.cross_entropy import cross_entropy
+from prunebench.methods.learning.text.packing import Pack, PackSampler, lm_loss
+from prunebench.methods.learning.text.precision import computing_in
 from prunebench.methods.nuteprune import pruner
 from prunebench.methods.nuteprune.teaching import Distill
 from prunebench.methods.pruner import Run
-from prunebench.methods.training.cross_entropy import cross_entropy
-from prunebench.methods.training.hardening import deterministic_values
-from prunebench.methods.training.packing import Pack, PackSampler, lm_loss
-from prunebench.methods.training.precision import computing_in
 from prunebench.models.budget import Budget
 from prunebench.models.loading import load_model
 

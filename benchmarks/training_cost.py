@@ -35,13 +35,13 @@ import torch
 
 from prunebench.experiments.model_check import EMBEDDED_SHAPES
 from prunebench.methods.calibration.training_text import Example
+from prunebench.methods.learning.gates.gates import GateKinds
+from prunebench.methods.learning.gates.hard_concrete import LOG_ALPHA_LIMIT
+from prunebench.methods.learning.run.learner import LearnerSettings, MaskLearner
+from prunebench.methods.learning.run.stages import LearnMasks
+from prunebench.methods.learning.text.packing import Pack, lm_loss, pack_logits
 from prunebench.methods.nuteprune.snapshots import SnapshotManager
 from prunebench.methods.nuteprune.teaching import Distill, TaughtLearner
-from prunebench.methods.training.gates import GateKinds
-from prunebench.methods.training.hard_concrete import LOG_ALPHA_LIMIT
-from prunebench.methods.training.learner import LearnerSettings, MaskLearner
-from prunebench.methods.training.packing import Pack, lm_loss, pack_logits
-from prunebench.methods.training.stages import LearnMasks
 from prunebench.models.budget import Budget
 
 SHAPES = {

@@ -14,20 +14,20 @@ from prunebench.methods.calibration.sampling import tokenize
 from prunebench.methods.calibration.training_text import Example, TrainingConfig
 from prunebench.methods.compresso.prompts import Prompt, prompt_text
 from prunebench.methods.data import PruningData
+from prunebench.methods.learning.gates.gates import GateKinds
+from prunebench.methods.learning.gates.hardening import Survivors
+from prunebench.methods.learning.gates.schedule import Ramp
+from prunebench.methods.learning.run.adapters import Projection
+from prunebench.methods.learning.run.learner import DRAWS, Draws, LearnerSettings, MaskLearner
+from prunebench.methods.learning.run.loop import run_stages
+from prunebench.methods.learning.run.stages import HEAD_MASK_LR, FineTune, LearnMasks
+from prunebench.methods.learning.text.packed_attention import can_split
+from prunebench.methods.learning.text.packing import Pack, lm_loss, with_prompt
+from prunebench.methods.learning.text.precision import DESCRIPTION as PRECISION
+from prunebench.methods.learning.text.precision import ComputeDtype
+from prunebench.methods.learning.text.source_text import fingerprint, text_to_learn
 from prunebench.methods.pruner import Pruner, PrunerConfig, Run, Support
 from prunebench.methods.registry import register
-from prunebench.methods.training.adapters import Projection
-from prunebench.methods.training.gates import GateKinds
-from prunebench.methods.training.hardening import Survivors
-from prunebench.methods.training.learner import DRAWS, Draws, LearnerSettings, MaskLearner
-from prunebench.methods.training.loop import run_stages
-from prunebench.methods.training.packed_attention import can_split
-from prunebench.methods.training.packing import Pack, lm_loss, with_prompt
-from prunebench.methods.training.precision import DESCRIPTION as PRECISION
-from prunebench.methods.training.precision import ComputeDtype
-from prunebench.methods.training.schedule import Ramp
-from prunebench.methods.training.source_text import fingerprint, text_to_learn
-from prunebench.methods.training.stages import HEAD_MASK_LR, FineTune, LearnMasks
 from prunebench.models.anatomy import Anatomy
 from prunebench.models.budget import Budget
 from prunebench.models.errors import BadInput
@@ -96,7 +96,7 @@ class Compresso(Pruner[CompressoConfig]):
 
     Source: Compresso, arXiv 2310.05015, and its released code (spec/compresso). Departures: KV groups instead of heads; RMS
     norms divide by the model's own width; the expected size is exact and counts the budget's basis; examples are packed
-    without seeing each other; gates land on the budget (`methods.training.hardening`) and are folded into every weight,
+    without seeing each other; gates land on the budget (`methods.learning.gates.hardening`) and are folded into every weight,
     the embedding included, so that what is sliced is what was trained.
     """
 

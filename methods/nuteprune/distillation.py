@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from prunebench.methods.training.cross_entropy import positions_at_once
+from prunebench.methods.learning.text.cross_entropy import positions_at_once
 from prunebench.models.anatomy import Anatomy
 
 KLReduction = Literal["sequence", "token"]

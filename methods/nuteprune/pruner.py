@@ -12,23 +12,23 @@ from transformers import PreTrainedModel
 
 from prunebench.methods.calibration.training_text import TrainingConfig
 from prunebench.methods.data import PruningData
+from prunebench.methods.learning.gates.gates import GateKinds
+from prunebench.methods.learning.gates.hardening import Survivors
+from prunebench.methods.learning.gates.schedule import Ramp
+from prunebench.methods.learning.run.adapters import Projection
+from prunebench.methods.learning.run.learner import DRAWS, Draws, LearnerSettings
+from prunebench.methods.learning.run.loop import run_stages
+from prunebench.methods.learning.run.stages import HEAD_MASK_LR, FineTune
+from prunebench.methods.learning.text.packing import Pack, lm_loss
+from prunebench.methods.learning.text.precision import DESCRIPTION as PRECISION
+from prunebench.methods.learning.text.precision import ComputeDtype
+from prunebench.methods.learning.text.source_text import fingerprint, text_to_learn
 from prunebench.methods.nuteprune.distillation import KLReduction, LayerScale
 from prunebench.methods.nuteprune.published_count import published_sparsity_of
 from prunebench.methods.nuteprune.snapshots import REACHED_MARGIN, Progression, SnapshotManager
 from prunebench.methods.nuteprune.teaching import Distill, TaughtLearner
 from prunebench.methods.pruner import Pruner, PrunerConfig, Run, Support
 from prunebench.methods.registry import register
-from prunebench.methods.training.adapters import Projection
-from prunebench.methods.training.gates import GateKinds
-from prunebench.methods.training.hardening import Survivors
-from prunebench.methods.training.learner import DRAWS, Draws, LearnerSettings
-from prunebench.methods.training.loop import run_stages
-from prunebench.methods.training.packing import Pack, lm_loss
-from prunebench.methods.training.precision import DESCRIPTION as PRECISION
-from prunebench.methods.training.precision import ComputeDtype
-from prunebench.methods.training.schedule import Ramp
-from prunebench.methods.training.source_text import fingerprint, text_to_learn
-from prunebench.methods.training.stages import HEAD_MASK_LR, FineTune
 from prunebench.models.anatomy import Anatomy
 from prunebench.models.budget import Budget
 from prunebench.models.errors import BadInput
@@ -106,7 +106,7 @@ class NutePrune(Pruner[NutePruneConfig]):
 
     Source: NutePrune, arXiv 2402.09773, and its released code. Departures: KV groups instead of query heads; sparsity counted on
     the budget's basis (the paper's own count is logged as `published_sparsity`); losses in float32; a loss that is not finite
-    stops the run; packed sequences; the landing on the budget and folding of `methods.training`.
+    stops the run; packed sequences; the landing on the budget and folding of `methods.learning`.
     """
 
     Config = NutePruneConfig

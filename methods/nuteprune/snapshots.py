@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from prunebench.methods.training.checkpoint import read_state, write_state
+from prunebench.methods.learning.run.state import read_state, write_state
 from prunebench.models.errors import PrunebenchError
 
 Progression = Literal["progressive", "second_phase", "dense"]

@@ -7,15 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prunebench.methods.learning.gates.hardening import deterministic_values
+from prunebench.methods.learning.gates.schedule import decayed
+from prunebench.methods.learning.run.learner import MaskLearner
+from prunebench.methods.learning.run.stages import LearnMasks
+from prunebench.methods.learning.text.cross_entropy import cross_entropy
+from prunebench.methods.learning.text.packing import Pack, lm_loss, pack_logits, run_packed
 from prunebench.methods.nuteprune.distillation import KLReduction, LayerScale, LayerStates, kl_loss
 from prunebench.methods.nuteprune.published_count import published_sparsity
 from prunebench.methods.nuteprune.snapshots import SnapshotManager
-from prunebench.methods.training.cross_entropy import cross_entropy
-from prunebench.methods.training.hardening import deterministic_values
-from prunebench.methods.training.learner import MaskLearner
-from prunebench.methods.training.packing import Pack, lm_loss, pack_logits, run_packed
-from prunebench.methods.training.schedule import decayed
-from prunebench.methods.training.stages import LearnMasks
 from prunebench.models.soft_masks import Gates
 
 GATE = "gate."

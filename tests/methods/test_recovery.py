@@ -12,11 +12,11 @@ from pydantic import ValidationError
 
 from prunebench.methods.calibration.sources import alpaca_prompt
 from prunebench.methods.data import Example, PruningData, TrainingConfig
+from prunebench.methods.learning.run.loop import TrainingDiverged
+from prunebench.methods.learning.text.packing import lm_loss
 from prunebench.methods.pruner import Run
 from prunebench.methods.recovery import LoraRecoveryConfig, recover_lora
 from prunebench.methods.recovery.batches import BatchPlan, packed
-from prunebench.methods.training.loop import TrainingDiverged
-from prunebench.methods.training.packing import lm_loss
 from prunebench.models.anatomy import Anatomy
 from prunebench.models.errors import BadInput
 from prunebench.models.slice import slice_model

@@ -11,13 +11,13 @@ from prunebench.methods.calibration.training_text import Example, TrainingConfig
 from prunebench.methods.compresso.prompts import prompt_text
 from prunebench.methods.compresso.pruner import Compresso, CompressoConfig, prompt_tokens
 from prunebench.methods.data import PruningData
+from prunebench.methods.learning.gates.gates import GateKinds, GateSet
+from prunebench.methods.learning.run.adapters import Adapters
+from prunebench.methods.learning.run.learner import LearnerSettings, MaskLearner
+from prunebench.methods.learning.run.loop import STATE_FILE, TrainingDiverged, run_stages
+from prunebench.methods.learning.run.stages import VALIDATION_EXAMPLES, FineTune
+from prunebench.methods.learning.text.packing import Pack, lm_loss
 from prunebench.methods.pruner import Run
-from prunebench.methods.training.adapters import Adapters
-from prunebench.methods.training.gates import GateKinds, GateSet
-from prunebench.methods.training.learner import LearnerSettings, MaskLearner
-from prunebench.methods.training.loop import STATE_FILE, TrainingDiverged, run_stages
-from prunebench.methods.training.packing import Pack, lm_loss
-from prunebench.methods.training.stages import VALIDATION_EXAMPLES, FineTune
 from prunebench.models.anatomy import Anatomy
 from prunebench.models.budget import Budget
 from prunebench.models.errors import BadInput

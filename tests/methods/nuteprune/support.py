@@ -4,12 +4,12 @@ import torch
 
 from prunebench.methods.calibration.training_text import Example
 from prunebench.methods.data import PruningData
+from prunebench.methods.learning.gates.gates import GateKinds
+from prunebench.methods.learning.run.learner import LearnerSettings
 from prunebench.methods.nuteprune.pruner import NutePrune
 from prunebench.methods.nuteprune.snapshots import SnapshotManager
 from prunebench.methods.nuteprune.teaching import Distill, TaughtLearner
 from prunebench.methods.pruner import Run
-from prunebench.methods.training.gates import GateKinds
-from prunebench.methods.training.learner import LearnerSettings
 from prunebench.models.budget import Budget
 from prunebench.models.tiny import random_tokens, tiny_model
 

@@ -5,8 +5,8 @@ import torch
 from pydantic import ValidationError
 
 from prunebench.methods.calibration.training_text import TrainingConfig
+from prunebench.methods.learning.run.state import read_state
 from prunebench.methods.nuteprune.pruner import NutePrune, NutePruneConfig
-from prunebench.methods.training.checkpoint import read_state
 from prunebench.models.anatomy import Anatomy
 from prunebench.models.errors import BadInput
 from prunebench.models.tiny import tiny_model

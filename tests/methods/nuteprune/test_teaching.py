@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from prunebench.methods.calibration.training_text import Example
-from prunebench.methods.training.packing import lm_loss
-from prunebench.methods.training.precision import computing_in
-from prunebench.methods.training.stages import FineTune
+from prunebench.methods.learning.run.stages import FineTune
+from prunebench.methods.learning.text.packing import lm_loss
+from prunebench.methods.learning.text.precision import computing_in
 from prunebench.models.tiny import tiny_model
 from tests.methods.learners import assert_sliced_is_trained, move_adapters
 from tests.methods.nuteprune.support import CPU, distilling, taught

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from prunebench.methods.training import cross_entropy as module
-from prunebench.methods.training.cross_entropy import NO_TARGET, cross_entropy, positions_at_once
+from prunebench.methods.learning.text import cross_entropy as module
+from prunebench.methods.learning.text.cross_entropy import NO_TARGET, cross_entropy, positions_at_once
 
 
 def logits_and_targets(dtype=torch.float32, positions=13, vocabulary=50):

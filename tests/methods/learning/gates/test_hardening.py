@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from prunebench.methods.training.expected_size import ExpectedSize
-from prunebench.methods.training.gates import GateKinds, GateSet
-from prunebench.methods.training.hardening import harden, landing_shift
+from prunebench.methods.learning.gates.expected_size import ExpectedSize
+from prunebench.methods.learning.gates.gates import GateKinds, GateSet
+from prunebench.methods.learning.gates.hardening import harden, landing_shift
 from prunebench.models.anatomy import Anatomy
 from prunebench.models.budget import Budget
 from prunebench.models.errors import BudgetError

@@ -8,8 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from prunebench.methods.training.expected_size import OpenProbabilities
-from prunebench.methods.training.hard_concrete import INITIAL_DROP_RATE, HardConcrete, bernoulli_entropy, clamp_log_alpha, initial_log_alpha
+from prunebench.methods.learning.gates.expected_size import OpenProbabilities
+from prunebench.methods.learning.gates.hard_concrete import (
+    INITIAL_DROP_RATE,
+    HardConcrete,
+    bernoulli_entropy,
+    clamp_log_alpha,
+    initial_log_alpha,
+)
 from prunebench.models.anatomy import Anatomy
 from prunebench.models.soft_masks import Gates
 

@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from prunebench.methods.learning.run.state import read_state, write_state
 from prunebench.methods.pruner import Run
-from prunebench.methods.training.checkpoint import read_state, write_state
 from prunebench.models.errors import PrunebenchError
 
 log = logging.getLogger(__name__)

@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from prunebench.methods.training.expected_size import ExpectedSize, OpenProbabilities
-from prunebench.methods.training.gates import GateKinds, GateSet
-from prunebench.methods.training.hardening import as_masks, round_counts
+from prunebench.methods.learning.gates.expected_size import ExpectedSize, OpenProbabilities
+from prunebench.methods.learning.gates.gates import GateKinds, GateSet
+from prunebench.methods.learning.gates.hardening import as_masks, round_counts
 from prunebench.models.anatomy import Anatomy
 from prunebench.models.masks import Masks
 from prunebench.models.tiny import FAMILIES, random_masks, tiny_model

@@ -19,8 +19,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from prunebench.methods.training.expected_size import ExpectedSize
-from prunebench.methods.training.gates import GateSet
+from prunebench.methods.learning.gates.expected_size import ExpectedSize
+from prunebench.methods.learning.gates.gates import GateSet
 from prunebench.models.anatomy import Anatomy
 from prunebench.models.budget import TOLERANCE, Budget
 from prunebench.models.masks import Masks

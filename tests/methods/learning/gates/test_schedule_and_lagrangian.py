@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from prunebench.methods.training.expected_size import ExpectedSize
-from prunebench.methods.training.gates import GateKinds, GateSet
-from prunebench.methods.training.lagrangian import Lagrangian
-from prunebench.methods.training.schedule import decayed, target_sparsity
+from prunebench.methods.learning.gates.expected_size import ExpectedSize
+from prunebench.methods.learning.gates.gates import GateKinds, GateSet
+from prunebench.methods.learning.gates.lagrangian import Lagrangian
+from prunebench.methods.learning.gates.schedule import decayed, target_sparsity
 from prunebench.models.anatomy import Anatomy
 from prunebench.models.tiny import tiny_model
 

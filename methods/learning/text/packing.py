@@ -15,8 +15,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from prunebench.methods.calibration.training_text import Example
-from prunebench.methods.training.cross_entropy import NO_TARGET, cross_entropy
-from prunebench.methods.training.packed_attention import Layout, packed_attention
+from prunebench.methods.learning.text.cross_entropy import NO_TARGET, cross_entropy
+from prunebench.methods.learning.text.packed_attention import Layout, packed_attention
 from prunebench.models.errors import BadInput
 
 ROUND = 64

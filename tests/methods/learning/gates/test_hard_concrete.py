@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from prunebench.methods.training.hard_concrete import HardConcrete, bernoulli_entropy, clamp_log_alpha, initial_log_alpha
+from prunebench.methods.learning.gates.hard_concrete import HardConcrete, bernoulli_entropy, clamp_log_alpha, initial_log_alpha
 
 GATE = HardConcrete()
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from prunebench.methods.calibration.training_text import Example
-from prunebench.methods.training.gates import GateKinds
-from prunebench.methods.training.learner import LearnerSettings, MaskLearner
-from prunebench.methods.training.packing import lm_loss
-from prunebench.methods.training.precision import computing_in, frozen_weights_in
-from prunebench.methods.training.stages import LearnMasks
+from prunebench.methods.learning.gates.gates import GateKinds
+from prunebench.methods.learning.run.learner import LearnerSettings, MaskLearner
+from prunebench.methods.learning.run.stages import LearnMasks
+from prunebench.methods.learning.text.packing import lm_loss
+from prunebench.methods.learning.text.precision import computing_in, frozen_weights_in
 from prunebench.models.budget import Budget
 from prunebench.models.tiny import random_tokens, tiny_model
 from tests.methods.learners import move_adapters

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from prunebench.methods.calibration.training_text import Example
-from prunebench.methods.training.gates import HEAD_KINDS, GateSet
-from prunebench.methods.training.learner import MaskLearner
-from prunebench.methods.training.loop import Stage
-from prunebench.methods.training.packing import Pack, PackSampler
-from prunebench.methods.training.precision import computing_in
-from prunebench.methods.training.schedule import Decay, Ramp, decayed, target_sparsity
+from prunebench.methods.learning.gates.gates import HEAD_KINDS, GateSet
+from prunebench.methods.learning.gates.schedule import Decay, Ramp, decayed, target_sparsity
+from prunebench.methods.learning.run.learner import MaskLearner
+from prunebench.methods.learning.run.loop import Stage
+from prunebench.methods.learning.text.packing import Pack, PackSampler
+from prunebench.methods.learning.text.precision import computing_in
 
 CLIP_NORM = 1.0
 HEAD_MASK_LR = "of the gates on heads; None: mask_lr (official). In short runs heads close before channels do; slow them"
@@ -32,12 +32,12 @@ class TrainingStage(Stage):
         self.optimizer: torch.optim.Optimizer
 
     def tensors(self) -> dict[str, Tensor]:
-        from prunebench.methods.training.checkpoint import optimizer_tensors
+        from prunebench.methods.learning.run.state import optimizer_tensors
 
         return optimizer_tensors(self.optimizer)
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        from prunebench.methods.training.checkpoint import load_optimizer
+        from prunebench.methods.learning.run.state import load_optimizer
 
         load_optimizer(self.optimizer, tensors)
 

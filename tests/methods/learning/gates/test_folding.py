@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from prunebench.methods.training.folding import fold_gates
+from prunebench.methods.learning.gates.folding import fold_gates
 from prunebench.models.anatomy import Anatomy
 from prunebench.models.slice import slice_model
 from prunebench.models.soft_masks import Gates, apply_gates, apply_masks

@@ -1,4 +1,4 @@
-"""A model with adapters and gates: what the stages of `methods.training.stages` train."""
+"""A model with adapters and gates: what the stages of `methods.learning.run.stages` train."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prunebench.methods.calibration.training_text import Example
-from prunebench.methods.training.adapters import Adapters, Projection
-from prunebench.methods.training.expected_size import ExpectedSize
-from prunebench.methods.training.folding import fold_gates
-from prunebench.methods.training.gates import GateKinds, GateSet
-from prunebench.methods.training.hard_concrete import HardConcrete
-from prunebench.methods.training.hardening import Hardened, Survivors, harden
-from prunebench.methods.training.lagrangian import Lagrangian
-from prunebench.methods.training.loop import Learner
-from prunebench.methods.training.packed_attention import packed_attention
-from prunebench.methods.training.packing import Pack, PackSampler
-from prunebench.methods.training.precision import ComputeDtype, frozen_weights_in
+from prunebench.methods.learning.gates.expected_size import ExpectedSize
+from prunebench.methods.learning.gates.folding import fold_gates
+from prunebench.methods.learning.gates.gates import GateKinds, GateSet
+from prunebench.methods.learning.gates.hard_concrete import HardConcrete
+from prunebench.methods.learning.gates.hardening import Hardened, Survivors, harden
+from prunebench.methods.learning.gates.lagrangian import Lagrangian
+from prunebench.methods.learning.run.adapters import Adapters, Projection
+from prunebench.methods.learning.run.loop import Learner
+from prunebench.methods.learning.text.packed_attention import packed_attention
+from prunebench.methods.learning.text.packing import Pack, PackSampler
+from prunebench.methods.learning.text.precision import ComputeDtype, frozen_weights_in
 from prunebench.models.anatomy import Anatomy
 from prunebench.models.budget import Budget
 from prunebench.models.masks import Masks
@@ -163,7 +163,7 @@ class MaskLearner(Learner):
         self.gates.as_gates(self.gates.sample(self.generator, None if parts is None else len(parts)), self.live, parts)
 
     def harden(self) -> Hardened:
-        """Decides the gates as they are now; see `methods.training.hardening`."""
+        """Decides the gates as they are now; see `methods.learning.gates.hardening`."""
         return harden(self.gates, self.anatomy, self.budget, self.settings.survivors)
 
     def finish(self) -> Masks:

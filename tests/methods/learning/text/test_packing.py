@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from prunebench.methods.calibration.training_text import Example
-from prunebench.methods.training.packed_attention import can_split
-from prunebench.methods.training.packing import ROUND, Pack, PackSampler, lm_loss, pack_logits, with_prompt
+from prunebench.methods.learning.text.packed_attention import can_split
+from prunebench.methods.learning.text.packing import ROUND, Pack, PackSampler, lm_loss, pack_logits, with_prompt
 from prunebench.models.errors import BadInput
 from prunebench.models.tiny import FAMILIES, random_tokens, tiny_model
 

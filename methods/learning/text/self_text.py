@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from prunebench.methods.calibration.training_text import Example
+from prunebench.methods.learning.run.state import read_state, write_state
 from prunebench.methods.pruner import Progress
-from prunebench.methods.training.checkpoint import read_state, write_state
 
 GREEDY_TOKENS = 4
 BATCH = 32

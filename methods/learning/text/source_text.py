@@ -10,8 +10,8 @@ from transformers import PreTrainedModel
 
 from prunebench.methods.calibration.training_text import Example, TrainingConfig, TrainingText
 from prunebench.methods.data import PruningData
+from prunebench.methods.learning.text.self_text import self_generated
 from prunebench.methods.pruner import PrunerConfig, Run
-from prunebench.methods.training.self_text import self_generated
 from prunebench.models.budget import Budget
 
 

@@ -1,0 +1,1 @@
+"""Training text: where it comes from, how examples are packed into rows, and the loss on them."""

@@ -49,7 +49,7 @@ class Watched(Distill):
         index = learner.teachers.select(self.steps - step)
         learner.gates.as_gates(deterministic_values(learner.gates, learner.anatomy), learner.live)  # the step draws its own
         totals = [0.0, 0.0]
-        with computing_in(learner.settings.compute_dtype, learner.model.device):
+        with computing_in(learner.config.compute_dtype, learner.model.device):
             for pack in self.packs:
                 here = pack.to(learner.model.device)  # which may add predictions without target
                 theirs = learner.teacher_logits(here, index)

@@ -1,44 +1,40 @@
-"""The stages that train a `MaskLearner`: its masks and adapters together, then its adapters alone."""
+"""This module has the stages that train a `MaskLearner`: its masks and adapters together, then its adapters alone."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
 from torch import Tensor
 
-from prunebench.methods.calibration.training_text import Example
 from prunebench.methods.learning.gates.gates import HEAD_KINDS, GateSet
-from prunebench.methods.learning.gates.schedule import Decay, Ramp, decayed, target_sparsity
+from prunebench.methods.learning.gates.schedule import Decay, decayed, target_sparsity
 from prunebench.methods.learning.run.learner import MaskLearner
 from prunebench.methods.learning.run.loop import Stage
-from prunebench.methods.learning.text.packing import Pack, PackSampler
+from prunebench.methods.learning.run.state import load_optimizer, optimizer_tensors
+from prunebench.methods.learning.text.packing import Pack, PackSampler, lm_loss
 from prunebench.methods.learning.text.precision import computing_in
 
 CLIP_NORM = 1.0
-HEAD_MASK_LR = "of the gates on heads; None: mask_lr (official). In short runs heads close before channels do; slow them"
 VALIDATION_EXAMPLES = 100  # of those held out, the first ones
-
-Loss = Callable[[Pack], Tensor]
 
 
 class TrainingStage(Stage):
-    """A stage with one AdamW without weight decay; subclasses say what a step is."""
+    """Trains with one AdamW without weight decay, with the settings of the learner's config; subclasses say what a step is."""
 
-    def __init__(self, learner: MaskLearner, loss: Loss, steps: int) -> None:
-        self.learner, self.loss, self.steps = learner, loss, steps
+    def __init__(self, learner: MaskLearner, steps: int) -> None:
+        self.learner, self.steps = learner, steps
         self.optimizer: torch.optim.Optimizer
 
-    def tensors(self) -> dict[str, Tensor]:
-        from prunebench.methods.learning.run.state import optimizer_tensors
+    def loss(self, pack: Pack) -> Tensor:
+        """The loss of one pack, a scalar with its gradient: the mean cross-entropy of its labels, where a method has no other."""
+        return lm_loss(self.learner.model, pack)
 
+    def tensors(self) -> dict[str, Tensor]:
         return optimizer_tensors(self.optimizer)
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        from prunebench.methods.learning.run.state import load_optimizer
-
         load_optimizer(self.optimizer, tensors)
 
     @property
@@ -50,13 +46,13 @@ class TrainingStage(Stage):
         self.optimizer.param_groups[0]["lr"] = rate
 
     def _accumulate(self, packs: int, *, draw: bool) -> tuple[float, int]:
-        """Backward passes over `packs` packs, with new draws of the gates for each; the mean loss and the tokens."""
+        """Runs backward passes over `packs` packs, with new draws of the gates for each; returns the mean loss and the tokens."""
         total, tokens = torch.zeros(()), 0
         for _ in range(packs):
             pack = self.learner.next_pack()
             if draw:
                 self.learner.draw_gates(pack)
-            with computing_in(self.learner.settings.compute_dtype, self.learner.model.device):
+            with computing_in(self.learner.config.compute_dtype, self.learner.model.device):
                 loss = self.loss(pack) / packs
             if loss.requires_grad:
                 loss.backward()
@@ -73,45 +69,32 @@ class TrainingStage(Stage):
 
 
 class LearnMasks(TrainingStage):
-    """LoRA alone for `warmup_steps`, then LoRA, gates and multipliers together, the target rising for `ramp_steps`.
+    """Trains LoRA alone for the warm-up, then LoRA, gates and multipliers together, while the target rises to the budget.
 
-    head_mask_lr: of the gates on heads and KV groups; None: mask_lr, as in the papers. Adam weighs a gate's share of the size
-    against the noise of its own gradient, and a head's share is a hundred times a channel's: at equal rates heads close first.
+    A method with a loss of its own subclasses it. Adam weighs a gate's share of the size against the noise of its own gradient,
+    and a head's share is a hundred times a channel's: at equal rates heads close first, which `head_mask_lr` is for.
     """
 
     name = "learning masks"
     loss_name = "lm_loss"
 
-    def __init__(
-        self,
-        learner: MaskLearner,
-        loss: Loss,
-        *,
-        warmup_steps: int,
-        pruning_steps: int,
-        ramp_steps: int,
-        ramp: Ramp,
-        lora_lr: float,
-        mask_lr: float,
-        multiplier_lr: float,
-        head_mask_lr: float | None = None,
-        accumulation: int = 1,
-    ) -> None:
-        super().__init__(learner, loss, warmup_steps + pruning_steps)
-        self.warmup_steps, self.ramp_steps, self.ramp = warmup_steps, ramp_steps, ramp
-        self.lora_lr, self.mask_lr, self.multiplier_lr = lora_lr, mask_lr, multiplier_lr
-        self.head_mask_lr = mask_lr if head_mask_lr is None else head_mask_lr
-        self.accumulation = accumulation
+    def __init__(self, learner: MaskLearner, *, warmup_epochs: float = 0.0) -> None:
+        self.config = config = learner.config
+        epoch = learner.steps_per_epoch
+        self.warmup_steps = round(warmup_epochs * epoch) if config.lora_rank else 0
+        self.ramp_steps = round(config.ramp_epochs * epoch)
+        super().__init__(learner, self.warmup_steps + max(1, round(config.pruning_epochs * epoch)))
 
     def enter(self) -> None:
-        learner = self.learner
+        learner, config = self.learner, self.config
         gates = learner.gates.log_alpha
+        head_mask_lr = config.mask_lr if config.head_mask_lr is None else config.head_mask_lr
         self.optimizer = torch.optim.AdamW(
             [
-                {"params": learner.lora_parameters, "lr": self.lora_lr},
-                {"params": [gates[kind] for kind in gates if kind in HEAD_KINDS], "lr": self.head_mask_lr},
-                {"params": [gates[kind] for kind in gates if kind not in HEAD_KINDS], "lr": self.mask_lr},
-                {"params": [learner.lagrangian.multipliers], "lr": self.multiplier_lr, "maximize": True},
+                {"params": learner.lora_parameters, "lr": config.lora_lr},
+                {"params": [gates[kind] for kind in gates if kind in HEAD_KINDS], "lr": head_mask_lr},
+                {"params": [gates[kind] for kind in gates if kind not in HEAD_KINDS], "lr": config.mask_lr},
+                {"params": [learner.lagrangian.multipliers], "lr": config.multiplier_lr, "maximize": True},
             ],
             weight_decay=0.0,
         )
@@ -121,7 +104,7 @@ class LearnMasks(TrainingStage):
         learner = self.learner
         is_pruning = step >= self.warmup_steps
         self._current_lora_lr = self._lora_rate(step)
-        loss, tokens = self._accumulate(self.accumulation, draw=is_pruning)
+        loss, tokens = self._accumulate(1, draw=is_pruning)
         values = {self.loss_name: loss}
         if is_pruning:
             values |= self._press(step - self.warmup_steps)
@@ -131,15 +114,15 @@ class LearnMasks(TrainingStage):
         return values | {"lora_lr": self._current_lora_lr, "tokens_per_second": speed, "tokens_seen": learner.tokens_seen}
 
     def _lora_rate(self, step: int) -> float:
-        return decayed(self.lora_lr, step, self.steps, "linear")
+        return decayed(self.config.lora_lr, step, self.steps, "linear")
 
     def _press(self, pruning_step: int) -> dict[str, float]:
-        """Backward pass of the Lagrangian; what is logged of the gates, as they were for this step."""
+        """Runs the backward pass of the Lagrangian; returns what is logged of the gates, as they were for this step."""
         learner = self.learner
-        target = target_sparsity(pruning_step, self.ramp_steps, learner.budget.sparsity, ramp=self.ramp)
+        target = target_sparsity(pruning_step, self.ramp_steps, learner.budget.sparsity, ramp=self.config.ramp)
         probabilities = learner.gates.probabilities()
         sparsity = learner.size.sparsity(learner.gates.as_open(probabilities))
-        if learner.settings.is_uniform:
+        if learner.is_uniform:
             learner.lagrangian(learner.gates.sparsity_of_vectors(probabilities), target / learner.gated_fraction).backward()
         else:
             learner.lagrangian(sparsity, target).backward()
@@ -155,46 +138,42 @@ class LearnMasks(TrainingStage):
 
 
 class FineTune(TrainingStage):
-    """LoRA alone, on the model as the decided gates leave it; `examples` replace the learner's text where given.
+    """Trains LoRA alone, on the model as the decided gates leave it, on the learner's later text where there is one.
 
-    Logs the mean loss of the first held-out examples (at most VALIDATION_EXAMPLES) before and after, as `validation_loss`.
+    It logs the mean loss of the first held-out examples (at most VALIDATION_EXAMPLES) before and after, as `validation_loss`.
     """
 
     name = "fine-tuning"
 
-    def __init__(
-        self,
-        learner: MaskLearner,
-        loss: Loss,
-        *,
-        steps: int,
-        lora_lr: float,
-        decay: Decay,
-        accumulation: int,
-        examples: Sequence[Example] | None = None,
-        validation: Sequence[Example] = (),
-    ) -> None:
-        super().__init__(learner, loss, steps)
-        self.lora_lr, self.decay, self.accumulation, self.examples = lora_lr, decay, accumulation, examples
-        self.validation = validation[:VALIDATION_EXAMPLES]
+    def __init__(self, learner: MaskLearner, *, decay: Decay, accumulation: int = 1) -> None:
+        """Makes the stage; it has no steps without LoRA.
+
+        Args:
+            decay: of the learning rate, from `finetune_lr`.
+            accumulation: packs of one step.
+        """
+        config = learner.config
+        packs = config.finetune_epochs * learner.steps_per_epoch
+        super().__init__(learner, round(packs / accumulation) if config.lora_rank else 0)
+        self.decay, self.accumulation = decay, accumulation
+        self.validation = (learner.later or learner.text).validation[:VALIDATION_EXAMPLES]
 
     def enter(self) -> None:
-        if self.examples is not None:
-            self.learner.use_text(self.examples, self.name)
-        hardened = self.learner.harden()
-        self.learner.gates.as_gates(hardened.values, self.learner.live)
+        learner = self.learner
+        if learner.later is not None:
+            learner.use_text(learner.later.train, self.name)
+        hardened = learner.harden()
+        learner.gates.as_gates(hardened.values, learner.live)
         self._decided = {
             "landing_shift": hardened.shift,
-            "realised_sparsity": self.learner.budget.achieved(
-                self.learner.anatomy.dense_params, hardened.masks.count(self.learner.anatomy)
-            ),
+            "realised_sparsity": learner.budget.achieved(learner.anatomy.dense_params, hardened.masks.count(learner.anatomy)),
         }
-        self.optimizer = torch.optim.AdamW([{"params": self.learner.lora_parameters, "lr": self.lora_lr}], weight_decay=0.0)
+        self.optimizer = torch.optim.AdamW([{"params": learner.lora_parameters, "lr": learner.config.finetune_lr}], weight_decay=0.0)
 
     def step(self, step: int) -> dict[str, float]:
         validated = self._validate() if step == 0 else {}
         started = time.perf_counter()
-        self._current_lora_lr = decayed(self.lora_lr, step, self.steps, self.decay)
+        self._current_lora_lr = decayed(self.learner.config.finetune_lr, step, self.steps, self.decay)
         loss, tokens = self._accumulate(self.accumulation, draw=False)
         self._update()
         speed = tokens / (time.perf_counter() - started)
@@ -209,18 +188,18 @@ class FineTune(TrainingStage):
         if not self.validation:
             return {}
         learner = self.learner
-        sampler = PackSampler(self.validation, learner.settings.batch_tokens, 0, learner.sampler.prefix)
+        sampler = PackSampler(self.validation, learner.config.batch_tokens, 0, learner.sampler.prefix)
         total, labels = 0.0, 0
         for _ in range(sampler.packs_per_epoch):
             pack = sampler.next()
-            with computing_in(learner.settings.compute_dtype, learner.model.device):
+            with computing_in(learner.config.compute_dtype, learner.model.device):
                 total += self.loss(pack).item() * len(pack.targets)
             labels += len(pack.targets)
         return {"validation_loss": total / labels}
 
 
 def _expected_units(gates: GateSet, probabilities: dict[str, Tensor]) -> dict[str, float]:
-    """Expected KV groups and channels of each layer and the expected residual width."""
+    """The expected KV groups and channels of each layer and the expected residual width, by the names of their curves."""
     names, sums = [], []
     for kind, label in (("kv_groups", "expected_heads"), ("ffn", "expected_channels")):
         for i, part in enumerate(gates.split(kind, probabilities) or ()):

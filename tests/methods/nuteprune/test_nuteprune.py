@@ -6,11 +6,13 @@ from pydantic import ValidationError
 
 from prunebench.methods.calibration.training_text import TrainingConfig
 from prunebench.methods.learning.run.state import read_state
-from prunebench.methods.nuteprune.pruner import NutePrune, NutePruneConfig
+from prunebench.methods.nuteprune.config import NutePruneConfig
+from prunebench.methods.nuteprune.pruner import NutePrune
 from prunebench.models.anatomy import Anatomy
 from prunebench.models.errors import BadInput
 from prunebench.models.tiny import tiny_model
-from tests.methods.nuteprune.support import BUDGET, distilled, prune
+from tests.methods.learners import BUDGET
+from tests.methods.nuteprune.support import distilled, prune
 
 
 @pytest.mark.parametrize(

@@ -5,23 +5,19 @@ from contextlib import suppress
 import pytest
 import torch
 
-from prunebench.methods.calibration.training_text import Example
-from prunebench.methods.learning.gates.gates import GateKinds
-from prunebench.methods.learning.run.learner import LearnerSettings, MaskLearner
+from prunebench.methods.learning.config import LearningConfig
 from prunebench.methods.learning.run.stages import LearnMasks
 from prunebench.methods.learning.text.packing import lm_loss
 from prunebench.methods.learning.text.precision import computing_in, frozen_weights_in
 from prunebench.models.budget import Budget
 from prunebench.models.tiny import random_tokens, tiny_model
-from tests.methods.learners import move_adapters
-
-CPU = torch.device("cpu")
-EXAMPLES = [Example(row, 0) for row in random_tokens(8, 32, seed=1)]
+from tests.methods import learners
+from tests.methods.learners import CPU, move_adapters
 
 
-def learner_of(model, dtype, **changes):
-    settings = LearnerSettings(4, 4, ("q", "v"), GateKinds(), 2 / 3, "product", "soft", 128, compute_dtype=dtype, **changes)
-    return MaskLearner(model, settings, Budget(0.3, "blocks"), EXAMPLES, 0, CPU)
+def learner_of(model, dtype, **options):
+    config = LearningConfig(lora_rank=4, lora_alpha=4, batch_tokens=128, steps_per_epoch=1, compute_dtype=dtype, lora_lr=1e-3)
+    return learners.learner_of(model, config, budget=Budget(0.3, "blocks"), **options)
 
 
 def gradients(dtype):
@@ -52,17 +48,7 @@ def test_gradients_point_the_same_way(part):
 def test_a_step_leaves_every_dtype_as_it_was():
     model = tiny_model("llama")
     with learner_of(model, "bfloat16") as learner:
-        stage = LearnMasks(
-            learner,
-            lambda pack: lm_loss(model, pack),
-            warmup_steps=0,
-            pruning_steps=4,
-            ramp_steps=2,
-            ramp="linear",
-            lora_lr=1e-3,
-            mask_lr=0.1,
-            multiplier_lr=0.1,
-        )
+        stage = LearnMasks(learner)
         stage.enter()
         stage.step(0)
         assert {p.dtype for p in [*learner.lora_parameters, *learner.gates.log_alpha.values()]} == {torch.float32}

@@ -263,7 +263,7 @@ class WithoutGates:
         self.learner._applied.remove()
 
     def __exit__(self, *_: object) -> None:
-        from prunebench.models.soft_masks import apply_gates
+        from prunebench.models.gating.soft_masks import apply_gates
 
         learner = self.learner
         learner._applied = apply_gates(

@@ -116,7 +116,7 @@ def meta_anatomy(spec: ModelSpec) -> Anatomy | None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from prunebench.models import pruned_modeling
+    from prunebench.models import modeling_pruned
     from prunebench.models.checkpoint import is_pruned_config
 
     try:
@@ -126,7 +126,7 @@ def meta_anatomy(spec: ModelSpec) -> Anatomy | None:
         else:
             path = Path(spec.name).expanduser()
             if path.is_dir() and is_pruned_config(settings := check_model_folder(path)):
-                model_class = getattr(pruned_modeling, settings["architectures"][0])
+                model_class = getattr(modeling_pruned, settings["architectures"][0])
                 with torch.device("meta"):
                     return Anatomy.from_model(model_class(model_class.config_class.from_pretrained(path)))
             if path.is_file() or spec.trust_remote_code:

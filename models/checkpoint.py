@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from prunebench.models import pruned_modeling
+from prunebench.models import modeling_pruned
 from prunebench.models.errors import CheckpointError
 from prunebench.models.slice import MODELING_FILE
 
@@ -36,7 +36,7 @@ def save_pruned(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | Non
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary)
         if is_pruned_config(model.config.to_dict()):
-            shutil.copyfile(pruned_modeling.__file__, temporary / f"{MODELING_FILE}.py")
+            shutil.copyfile(modeling_pruned.__file__, temporary / f"{MODELING_FILE}.py")
         (temporary / PROVENANCE_FILE).write_text(json.dumps(provenance, indent=2, sort_keys=True) + "\n")
         temporary.chmod(0o755)
         _replace_folder(temporary, folder)
@@ -74,7 +74,7 @@ def load_pruned(
     options["dtype"] = dtype if dtype is not None else "auto"
     try:
         if is_pruned_config(settings):
-            model_class = getattr(pruned_modeling, architecture)
+            model_class = getattr(modeling_pruned, architecture)
             config = model_class.config_class.from_pretrained(folder)
             model, report = model_class.from_pretrained(folder, config=config, output_loading_info=True, **options)
         else:

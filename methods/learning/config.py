@@ -15,7 +15,7 @@ from prunebench.methods.learning.text.precision import DESCRIPTION as PRECISION
 from prunebench.methods.learning.text.precision import ComputeDtype
 from prunebench.methods.pruner import PrunerConfig
 from prunebench.models.anatomy import Anatomy
-from prunebench.models.soft_masks import MLPPlacement
+from prunebench.models.gating.soft_masks import MLPPlacement
 
 Draws = Literal["example", "pack"]
 

@@ -18,7 +18,7 @@ from prunebench.methods.nuteprune.config import NutePruneConfig
 from prunebench.methods.nuteprune.distillation import LayerStates, kl_loss
 from prunebench.methods.nuteprune.published_count import published_sparsity
 from prunebench.methods.nuteprune.snapshots import SnapshotManager
-from prunebench.models.soft_masks import Gates
+from prunebench.models.gating.soft_masks import Gates
 
 GATE = "gate."
 LORA = "lora."

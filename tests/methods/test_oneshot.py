@@ -20,9 +20,9 @@ from prunebench.methods.wanda_sp import WandaSp, WandaSpConfig, column_scores
 from prunebench.models.anatomy import Anatomy, count_params
 from prunebench.models.budget import Budget
 from prunebench.models.errors import BadInput
+from prunebench.models.gating.soft_masks import apply_masks
 from prunebench.models.masks import Masks
 from prunebench.models.slice import slice_model
-from prunebench.models.soft_masks import apply_masks
 from prunebench.models.tiny import random_tokens, tiny_model
 
 TOKENS = random_tokens(6, 20, seed=3)

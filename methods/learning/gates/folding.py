@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from prunebench.models.anatomy import MLP, Anatomy, Attention
-from prunebench.models.soft_masks import Gates, MLPPlacement
+from prunebench.models.gating.soft_masks import Gates, MLPPlacement
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from prunebench.methods.learning.gates.hard_concrete import (
     initial_log_alpha,
 )
 from prunebench.models.anatomy import Anatomy
-from prunebench.models.soft_masks import Gates
+from prunebench.models.gating.soft_masks import Gates
 
 HEAD_KINDS = ("kv_groups", "q_heads")
 

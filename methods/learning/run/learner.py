@@ -29,8 +29,8 @@ from prunebench.methods.learning.text.source_text import fingerprint
 from prunebench.methods.pruner import Run
 from prunebench.models.anatomy import Anatomy
 from prunebench.models.budget import Budget
+from prunebench.models.gating.soft_masks import AppliedGates, Gates, apply_gates
 from prunebench.models.masks import Masks
-from prunebench.models.soft_masks import AppliedGates, Gates, apply_gates
 
 log = logging.getLogger(__name__)
 

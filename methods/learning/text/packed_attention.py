@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import PreTrainedModel
 
-from prunebench.models.attention_interface import attention_function
+from prunebench.models.gating.attention_interface import attention_function
 
 IMPLEMENTATION = "prunebench_packed"
 """Name under which the attention function is registered with transformers."""

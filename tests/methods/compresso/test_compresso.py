@@ -18,7 +18,7 @@ from prunebench.methods.learning.text.packing import Pack, lm_loss
 from prunebench.methods.pruner import Run
 from prunebench.models.anatomy import Anatomy
 from prunebench.models.errors import BadInput
-from prunebench.models.soft_masks import apply_masks
+from prunebench.models.gating.soft_masks import apply_masks
 from prunebench.models.tiny import random_masks, random_tokens, tiny_model
 from tests.methods.learners import BUDGET, CPU, EXAMPLES, assert_sliced_is_trained, learner_of, text_of
 

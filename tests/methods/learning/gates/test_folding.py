@@ -5,8 +5,8 @@ import torch
 
 from prunebench.methods.learning.gates.folding import fold_gates
 from prunebench.models.anatomy import Anatomy
+from prunebench.models.gating.soft_masks import Gates, apply_gates, apply_masks
 from prunebench.models.slice import slice_model
-from prunebench.models.soft_masks import Gates, apply_gates, apply_masks
 from prunebench.models.tiny import FAMILIES, random_masks, random_tokens, tiny_model
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from prunebench.models.anatomy import Anatomy
-from prunebench.models.soft_masks import Gates, apply_gates, apply_masks
+from prunebench.models.gating.soft_masks import Gates, apply_gates, apply_masks
 from prunebench.models.tiny import FAMILIES, random_masks, random_tokens, tiny_model
 
 

@@ -20,9 +20,9 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from prunebench.models.anatomy import MLP, Anatomy, Attention
-from prunebench.models.gated_products import LEARNING, PLAIN, GateFunctions, Parts, Times
+from prunebench.models.gating.gated_products import LEARNING, PLAIN, GateFunctions, Parts, Times
+from prunebench.models.gating.open_channels import OpenChannels, OwnForward, Read, leave_out
 from prunebench.models.masks import Masks
-from prunebench.models.open_channels import OpenChannels, OwnForward, Read, leave_out
 
 MLPPlacement = Literal["product", "branches"]
 Handle = RemovableHandle | OwnForward

@@ -5,9 +5,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from prunebench.models.anatomy import Anatomy
-from prunebench.models.open_channels import OpenChannels
+from prunebench.models.gating.open_channels import OpenChannels
+from prunebench.models.gating.soft_masks import Gates, apply_gates
 from prunebench.models.slice import slice_model
-from prunebench.models.soft_masks import Gates, apply_gates
 from prunebench.models.tiny import FAMILIES, random_masks, random_tokens, tiny_model
 
 WIDTH = 48  # whose steps are of 3 channels

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from prunebench.models.anatomy import Anatomy
-from prunebench.models.gated_products import learning_input, learning_output, learning_product
-from prunebench.models.soft_masks import Gates, apply_gates
+from prunebench.models.gating.gated_products import learning_input, learning_output, learning_product
+from prunebench.models.gating.soft_masks import Gates, apply_gates
 from prunebench.models.tiny import FAMILIES, random_tokens, tiny_model
 
 

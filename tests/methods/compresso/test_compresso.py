@@ -1,5 +1,6 @@
 """Compresso keeps what its paper, its code and its issue promise (spec section 16)."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -216,6 +217,21 @@ def test_every_step_is_logged(tmp_path):
     assert {"expected_heads.layer_00", "expected_channels.layer_02", "expected_hidden"} < set(pruning)
     assert pruning["target_sparsity"] == pytest.approx(0.35 * 2 / 4)
     assert tuning["realised_sparsity"] == pytest.approx(0.35, abs=0.005)
+
+
+def test_the_adapters_rate_falls_in_a_line_until_the_gates_are_decided_and_as_a_cosine_after(tmp_path):
+    settings = {"warmup_epochs": 1.5, "pruning_epochs": 4.5, "finetune_epochs": 12.0, "finetune_accumulation": 2}
+    curves = prune(tmp_path, lora_lr=1e-3, finetune_lr=2e-3, **settings)[2]
+    rates = [values["lora_lr"] for _, values in curves]
+    assert rates[:6] == pytest.approx([1e-3 * (1 - step / 6) for step in range(6)])
+    assert rates[6:] == pytest.approx([2e-3 * (1 + math.cos(math.pi * step / 6)) / 2 for step in range(6)])
+
+
+@pytest.mark.parametrize(("ramp", "share"), [("linear", lambda k: k), ("cubic", lambda k: 1 - (1 - k) ** 3)])
+def test_the_target_rises_as_the_setting_says_and_then_stays(tmp_path, ramp, share):
+    curves = prune(tmp_path, ramp=ramp, warmup_epochs=2.0, pruning_epochs=7.0, ramp_epochs=5.0, finetune_epochs=0.0)[2]
+    targets = [values["target_sparsity"] for _, values in curves if "target_sparsity" in values]
+    assert targets == pytest.approx([0.35 * share(min(1, step / 5)) for step in range(7)])
 
 
 def test_expected_sparsity_reaches_the_target(tmp_path):

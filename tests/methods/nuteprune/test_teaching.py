@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from prunebench.methods.calibration.training_text import Example
+from prunebench.methods.learning.gates.hardening import deterministic_values
 from prunebench.methods.learning.run.stages import FineTune
+from prunebench.methods.learning.text.packing import pack_logits
 from prunebench.methods.learning.text.precision import computing_in
 from prunebench.methods.nuteprune.teaching import Distill
 from prunebench.models.tiny import tiny_model
@@ -38,6 +40,24 @@ def test_a_teacher_forward_leaves_the_student_bit_for_bit(tmp_path):
             assert parameter.requires_grad == trains
             assert torch.equal(parameter.grad, gradients[name])
         assert all(vars(learner.live)[name] is value for name, value in gates.items())
+
+
+def test_a_snapshot_teaches_with_the_gates_and_adapters_that_it_was_taken_with(tmp_path):
+    model = tiny_model("llama")
+    with taught(model, tmp_path) as learner, torch.no_grad():
+        move_adapters(learner)
+        for parameter in learner.gates.log_alpha.values():
+            parameter.copy_(torch.randn(parameter.shape, generator=learner.generator))
+        learner.teachers.store(0.1, learner.snapshot())
+        pack = learner.next_pack()
+        learner.gates.as_gates(deterministic_values(learner.gates, learner.anatomy), learner.live)
+        as_it_was = pack_logits(model, pack)
+        move_adapters(learner)  # the student learns on, and so do its gates
+        for parameter in learner.gates.log_alpha.values():
+            parameter.add_(torch.randn(parameter.shape, generator=learner.generator))
+        learner.draw_gates(pack)
+        torch.testing.assert_close(learner.teacher_logits(pack, 0), as_it_was)
+        assert not torch.allclose(pack_logits(model, pack), as_it_was, atol=0.1)
 
 
 def test_the_dense_teacher_is_the_model_as_it_came(tmp_path):

@@ -16,7 +16,7 @@ from prunebench.models.errors import BadInput
 
 
 class TrainingConfig(BaseModel):
-    """Which text a recovery or a learning method trains on. Defaults: LLM-Pruner's recipe (its code; spec section 10)."""
+    """Says which text a recovery or a learning method trains on. Defaults: the recipe of LLM-Pruner's code."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -101,7 +101,7 @@ class Compresso(Pruner[CompressoConfig]):
 
 
 def prompt_tokens(prompt: Prompt, data: PruningData) -> Tensor | None:
-    """Token ids of the collaborative prompt; None for 'none'.
+    """Returns the token ids of the collaborative prompt; None for 'none'.
 
     Raises:
         BadInput: there is no tokenizer for it.

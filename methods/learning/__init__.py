@@ -1,1 +1,1 @@
-"""Parts that methods which learn their masks share: gates, expected size, Lagrangian, schedules, hardening, training loop."""
+"""This package has what methods that learn their masks share; docs/training-methods.md is its guide."""

@@ -1,4 +1,4 @@
-"""Student and teacher on one set of weights: the teacher is a forward pass with other gates and other adapters."""
+"""This module has student and teacher on one set of weights: the teacher is a forward pass with other gates and adapters."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LORA = "lora."
 
 
 class TaughtLearner(MaskLearner):
-    """Keeps its past selves as teachers."""
+    """Learns gates and LoRA, and keeps its past selves as teachers."""
 
     config: NutePruneConfig
 
@@ -43,14 +43,14 @@ class TaughtLearner(MaskLearner):
         self.teachers.load(facts["teachers"])
 
     def snapshot(self) -> dict[str, Tensor]:
-        """The student as a teacher: its deterministic gates and its adapters."""
+        """Returns the student as a teacher: its deterministic gates and its adapters."""
         values = deterministic_values(self.gates, self.anatomy)
         lora = {} if self.adapters is None else self.adapters.tensors()
         return {GATE + kind: value for kind, value in values.items()} | {LORA + name: tensor for name, tensor in lora.items()}
 
     @torch.no_grad()
     def teacher_logits(self, pack: Pack, index: int | None) -> Tensor:
-        """(positions, vocabulary) logits of a snapshot, or of the dense model for None; the tail's too.
+        """Returns the (positions, vocabulary) logits of a snapshot, or of the dense model for None; the tail's too.
 
         The student's gates, adapters and gradients are the same objects before and after: other gates are handed to the hooks
         and other adapter tensors to this one call.
@@ -75,7 +75,7 @@ class TaughtLearner(MaskLearner):
 
 
 class Distill(LearnMasks):
-    """`LearnMasks` with the distillation loss; adapters rest for the mask-only epochs."""
+    """Learns masks by the distillation loss (docs/methods/nuteprune.md, eq. 3); adapters rest for the mask-only epochs."""
 
     name = "distilling masks"
     learner: TaughtLearner

@@ -28,7 +28,7 @@ from prunebench.models.anatomy import Anatomy
 
 
 class LoraRecoveryConfig(BaseModel):
-    """Settings of the recovery `lora`. Defaults: LLM-Pruner's recipe (its code; spec llm_pruner.md section 10).
+    """Holds the settings of the recovery `lora`. Defaults: the recipe of LLM-Pruner's code.
 
     Departures: no dropout in the adapters, warm-up of at most a tenth of the steps, packed rows instead of padding.
     """

@@ -1,1 +1,1 @@
-"""Gates in the forward pass: soft masks, the products that they take part in, and attention functions of our own."""
+"""This package lets gates and attention functions of our own act on a model's forward pass, and takes them away without trace."""

@@ -1,4 +1,4 @@
-"""Another attention function for a model, behind transformers' attention interface, for as long as a block lasts."""
+"""This module gives a model another attention function, behind transformers' attention interface, for as long as a block lasts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers import AttentionInterface, PreTrainedModel
 
 @contextmanager
 def attention_function(model: PreTrainedModel, name: str, function: Callable[..., Any]) -> Iterator[None]:
-    """Within it every attention module of `model` calls `function`, without a mask made for it. Nests.
+    """Lets every attention module of `model` call `function`, without a mask made for it, for as long as a block lasts. Nests.
 
     Args:
         name: under which transformers knows the function, for the whole process.

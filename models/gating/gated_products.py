@@ -1,4 +1,4 @@
-"""Activations times gates, with gradients for both: plainly, and in the least time and memory for training."""
+"""This module multiplies activations by gates, with gradients for both: plainly, and in the least time and memory for training."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ UNDECIDED_SHARE = 4
 
 @dataclass(frozen=True)
 class GateFunctions:
-    """How gates act on what a module reads, on what an embedding or a linear layer gives, and on a product of two activations."""
+    """Says how gates act on what a module reads, on what an embedding or a linear layer gives, and on a product of two activations."""
 
     of_input: Times
     of_output: Times
@@ -28,7 +28,7 @@ class GateFunctions:
 
 
 def times_gate(x: Tensor, gate: Tensor, parts: Parts) -> Tensor:
-    """x * gate.
+    """Multiplies activations by gates.
 
     Args:
         x: (..., tokens, units).
@@ -42,21 +42,24 @@ def times_gate(x: Tensor, gate: Tensor, parts: Parts) -> Tensor:
 
 
 def learning_input(x: Tensor, gate: Tensor, parts: Parts) -> Tensor:
-    """As `times_gate`, for an x that only the next module reads: without gradient in its place. A gate of 0 or 1 may get no gradient."""
+    """Multiplies an x that only the next module reads, and without gradient in its place.
+
+    As `times_gate` else, but a gate of 0 or 1 may get no gradient.
+    """
     if x.dtype == torch.float16:  # has no room for what a gate gives times its gradient
         return times_gate(x, gate, parts)
     return cast(Tensor, _Gated.apply(x, gate.to(x.dtype), parts, _undecided(gate, parts), [] if torch.is_grad_enabled() else [x]))
 
 
 def learning_output(x: Tensor, gate: Tensor, parts: Parts) -> Tensor:
-    """As `learning_input`, always in place of x, which the backward pass of the layer that made it does not need."""
+    """Multiplies as `learning_input`, always in place of x, which the backward pass of the layer that made it does not need."""
     if x.dtype == torch.float16:
         return times_gate(x, gate, parts)
     return cast(Tensor, _Gated.apply(x, gate.to(x.dtype), parts, _undecided(gate, parts), [x.detach()]))
 
 
 def learning_product(x: Tensor, gate: Tensor, parts: Parts) -> Tensor:
-    """As `learning_output`, for an x that is a product: of the three only the factors are kept for the backward pass."""
+    """Multiplies as `learning_output` an x that is a product: of the three only the factors are kept for the backward pass."""
     node: Any = x.grad_fn
     if gate.requires_grad and node is not None and node.name() == "MulBackward0" and x.dtype != torch.float16:
         left, right = node._saved_self, node._saved_other
@@ -70,8 +73,10 @@ LEARNING = GateFunctions(learning_input, learning_output, learning_product)
 
 
 class _Gated(torch.autograd.Function):
-    """x * gate, written into the tensor in `place`, if any, which shares x's memory and comes in a list so that autograd takes what is
-    returned for a new tensor; the gradient of the gates `among` alone, so that no others' products are kept (None: of all).
+    """Computes x * gate, into the tensor in `place`, if any, and the gradient of the gates `among` alone (None: of all).
+
+    `place` shares x's memory, and comes in a list so that autograd takes what is returned for a new tensor. What other gates than
+    those `among` give is not kept for the backward pass.
     """
 
     @staticmethod
@@ -99,7 +104,7 @@ class _Gated(torch.autograd.Function):
 
 
 class _GatedProduct(torch.autograd.Function):
-    """left * right * gate, written into the tensor in `place`, which holds left * right; else as `_Gated`.
+    """Computes left * right * gate, into the tensor in `place`, which holds left * right; else as `_Gated`.
 
     The activation of every MLP channel would otherwise live twice until the backward pass, and be read and written once more.
     """
@@ -120,7 +125,7 @@ class _GatedProduct(torch.autograd.Function):
 
 
 def _times(x: Tensor, gate: Tensor, parts: Parts, out: Tensor | None = None) -> Tensor:
-    """As `times_gate` without gradient; into `out`, which may be x."""
+    """Multiplies as `times_gate`, without gradient, into `out`, which may be x."""
     if parts is None or gate.dim() < 2:
         return torch.mul(x, gate, out=out)
     out = torch.empty_like(x) if out is None else out
@@ -130,7 +135,7 @@ def _times(x: Tensor, gate: Tensor, parts: Parts, out: Tensor | None = None) -> 
 
 
 def _of_gate(products: Tensor, gate: Tensor, parts: Parts) -> Tensor:
-    """The gradient of the gates from (..., tokens, units) what they give times its gradient.
+    """Computes the gradient of the gates from (..., tokens, units): what they give, times its gradient.
 
     What a gate multiplies is what it gives, divided by it, so that only the latter is kept; from a gate of 0 it can't be told.
     """
@@ -143,14 +148,17 @@ def _of_gate(products: Tensor, gate: Tensor, parts: Parts) -> Tensor:
 
 
 def _bounds(tokens: int, parts: tuple[int, ...]) -> list[tuple[int, int]]:
-    """First and last token + 1 of each part; the last part goes to the end."""
+    """Lists the first and last token + 1 of each part; the last part goes to the end."""
     ends = [*itertools.accumulate(parts[:-1]), tokens]
     return list(zip([0, *ends[:-1]], ends, strict=True))
 
 
 def _undecided(gate: Tensor, parts: Parts) -> Tensor | None:
-    """Places of the gates that are neither 0 nor 1, the only ones that learn in a hard-concrete draw; None where picking them out
-    does not pay: none learns, many do, each part has others, or an accelerator would have to be waited for."""
+    """Finds the gates that are neither 0 nor 1, the only ones that learn in a hard-concrete draw; None: all count as such.
+
+    That is so where picking them out does not pay: none learns, many do, each part has others, or an accelerator would have to be
+    waited for.
+    """
     if parts is not None or gate.device.type != "cpu" or not (gate.requires_grad and torch.is_grad_enabled()):
         return None
     among = ((gate > 0) & (gate < 1)).nonzero().squeeze(1)
@@ -158,5 +166,5 @@ def _undecided(gate: Tensor, parts: Parts) -> Tensor | None:
 
 
 def _columns(x: Tensor, among: Tensor) -> Tensor:
-    """(tokens, columns); picked from a matrix, which takes less than half of the time that more dimensions do on a CPU."""
+    """Returns (tokens, columns), picked from a matrix, which takes less than half of the time that more dimensions do on a CPU."""
     return x.flatten(0, -2).index_select(1, among)

@@ -1,4 +1,4 @@
-"""MLP products over open channels alone: one whose gate is exactly 0 adds nothing and learns nothing, so training leaves it out."""
+"""This module computes MLP products over open channels alone: one whose gate is 0 adds and learns nothing, so training leaves it out."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SHARES = 16
 
 
 class OpenChannels:
-    """Which channels of every layer take part in a forward pass.
+    """Tells which channels of every layer take part in a forward pass.
 
     Args:
         read: the gates of all layers, (channels,) or with a row a part, None for a layer without; read anew at each question, and looked
@@ -33,7 +33,7 @@ class OpenChannels:
         self._open: list[Tensor | None] = []
 
     def of(self, layer: int) -> Tensor | None:
-        """(channels that take part,) in order, on the device of the gates; None: all of them."""
+        """Returns (channels that take part,) in order, on the device of the gates; None: all of them."""
         gates = self._read()
         if gates is None or gates[layer] is None:
             return None
@@ -65,7 +65,7 @@ def _open(gates: Sequence[Tensor | None]) -> list[Tensor | None]:
 
 
 def _step(width: int) -> int:
-    """A share of a width, rounded up to a multiple of 8, which matrix kernels like, where it is not smaller."""
+    """Returns a share of a width, rounded up to a multiple of 8, which matrix kernels like, where it is not smaller."""
     share = -(-width // SHARES)
     return share if share < 8 else -(-share // 8) * 8
 
@@ -88,7 +88,7 @@ def leave_out(model: nn.Module, mlp: MLP, read: Read) -> list[OwnForward] | None
 
 
 def _linears(module: nn.Module, side: Side) -> list[nn.Linear] | None:
-    """The linear layers of a projection that have its channels on this side."""
+    """Lists the linear layers of a projection that have its channels on this side; None where one is something else."""
     found = [module]
     if hasattr(module, "base_layer"):
         adapters = cast(nn.ModuleDict, module.lora_B if side == 0 else module.lora_A)
@@ -99,7 +99,7 @@ def _linears(module: nn.Module, side: Side) -> list[nn.Linear] | None:
 
 @dataclass(frozen=True)
 class OwnForward:
-    """A module's forward method is another one until `remove()`."""
+    """Gives a module another forward method until `remove()`."""
 
     module: nn.Module
     forward: Callable[[Tensor], Tensor]
@@ -129,7 +129,7 @@ def _forward(module: nn.Linear, side: Side, starts: list[int], read: Read) -> Ca
 
 
 class _FrozenLinear(torch.autograd.Function):
-    """A linear layer of chosen rows or columns of a weight without gradient, chosen again in the backward pass instead of kept."""
+    """Applies chosen rows or columns of a weight without gradient, chosen again in the backward pass instead of kept."""
 
     @staticmethod
     def forward(context: Any, x: Tensor, weight: Tensor, bias: Tensor | None, side: Side, channels: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
-"""Masks in the forward pass: hard or soft gates applied by hooks, removable without trace.
+"""This module applies masks in the forward pass: hard or soft gates that hooks multiply in, and that leave without trace.
 
-Placement follows Compresso (arXiv 2310.05015, official code; spec sections 3, 4, 12, 13): head gates on the input of
-the output projection, channel gates on the input of the down projection, one residual gate on the embedding and on
-every sub-layer's output. A gated residual dimension is exactly zero everywhere, and every norm keeps dividing by the
+Placement follows Compresso (arXiv 2310.05015, official code; docs/methods/compresso.md, eqs. 1 and 2): head gates on the input
+of the output projection, channel gates on the input of the down projection, one residual gate on the embedding and on every
+sub-layer's output. A gated residual dimension is exactly zero everywhere, and every norm keeps dividing by the
 dense width, which `models.slice` reproduces exactly.
 """
 
@@ -30,8 +30,10 @@ Handle = RemovableHandle | OwnForward
 
 @dataclass
 class Gates:
-    """Real-valued gates of the shapes of `Masks`; None means one. They may require gradients and may be reassigned
-    (a new draw each step) while applied: the hooks read the attributes anew in every forward pass.
+    """Holds real-valued gates of the shapes of `Masks`; None means one.
+
+    They may require gradients and may be reassigned (a new draw each step) while applied: the hooks read the attributes anew in
+    every forward pass.
 
     parts: token counts of the parts of a row (batch of one). With them, the gates of units have one row a part, (parts, units),
     which acts on the tokens of its part; the last one also on any tokens after it.
@@ -47,7 +49,7 @@ class Gates:
 
     @classmethod
     def from_masks(cls, masks: Masks, *, dtype: torch.dtype, device: torch.device | str) -> Gates:
-        """Gates that are exactly 0 and 1."""
+        """Makes gates that are exactly 0 and 1."""
 
         def convert(mask: Tensor) -> Tensor:
             return mask.to(device=device, dtype=dtype)
@@ -63,7 +65,7 @@ class Gates:
 
 
 class AppliedGates:
-    """Gates while they act on a model; `remove()`, or leaving the `with` block, takes every hook away."""
+    """Holds the hooks of gates that act on a model; `remove()`, or leaving the `with` block, takes every one away."""
 
     def __init__(self, handles: list[Handle]) -> None:
         self._handles = handles

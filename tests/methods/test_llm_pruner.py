@@ -1,4 +1,4 @@
-"""LLM-Pruner: groups, scores and counts (spec llm_pruner.md section 13)."""
+"""LLM-Pruner has the groups, scores and counts of its paper and code."""
 
 from __future__ import annotations
 

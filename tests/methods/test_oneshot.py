@@ -1,4 +1,4 @@
-"""Wanda-sp, FLAP and block influence (spec oneshot.md section 9)."""
+"""Wanda-sp, FLAP and block influence score as their papers say and keep what all methods promise."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Gates on heads, channels and residual dimensions: how they are drawn, counted, pressed to a size, decided and folded in."""
+"""This package draws gates on heads, channels and the residual width, counts and presses their size, decides and folds them."""

@@ -1,7 +1,7 @@
-"""How many parameters a model is expected to keep when each gate is open with some probability.
+"""This module counts the parameters that a model is expected to keep when each gate is open with some probability.
 
 Every weight matrix of a block has one side on the residual stream, so the expectation is a product of sums and costs a
-few reductions, whatever the size of the model:
+few reductions, whatever the size of the model (docs/methods/compresso.md, eq. 6):
 
     (sum of P_hidden) * (a * sum of P_group + b * sum of P_query + c * sum of P_channel + const) + (the same for biases)
 """
@@ -19,7 +19,7 @@ from prunebench.models.budget import Basis
 
 @dataclass(frozen=True)
 class OpenProbabilities:
-    """Chance of each gate to be open; None where that kind has no gates, so that all its units stay.
+    """Holds the chance of each gate to be open; None where that kind has no gates, so that all its units stay.
 
     kv_groups, q_heads, ffn: one entry a layer, None for a layer without gates; hidden: (hidden_size,).
     A query head's own chance is given that its group stays.
@@ -33,7 +33,7 @@ class OpenProbabilities:
 
 @dataclass(frozen=True)
 class _LayerCost:
-    """Parameters of one unit: `wide` for each residual dimension, `flat` whatever the width."""
+    """Holds the parameters of one unit of each kind: `wide` for each residual dimension, `flat` whatever the width."""
 
     group_wide: int
     group_flat: int
@@ -46,12 +46,12 @@ class _LayerCost:
 
 
 class ExpectedSize:
-    """Expected parameters of one model in one basis; equal to `Masks.count` where every probability is 0 or 1.
+    """Computes the expected parameters of one model in one basis; they are `Masks.count` where every probability is 0 or 1.
 
     Norms and output biases of a sub-layer that loses all its units count as if it stayed: Masks drop them, which only makes
     the model smaller, by less than 0.01 % of it.
 
-    Source: Compresso's code and spec sections 7 and 12; the code forms the outer product in half precision, we don't.
+    Source: Compresso, arXiv 2310.05015; its code forms the outer product in half precision, we don't, and counts single heads.
     """
 
     def __init__(self, anatomy: Anatomy, basis: Basis) -> None:
@@ -69,7 +69,7 @@ class ExpectedSize:
         self._group_of_query = torch.arange(len(per_group)).repeat_interleave(per_group)
 
     def expected_params(self, open_: OpenProbabilities) -> Tensor:
-        """Expected number of parameters, a float64 scalar with its gradient."""
+        """Returns the expected number of parameters, a float64 scalar with its gradient."""
         groups = self._flat(open_.kv_groups, 1)
         queries = self._flat(open_.q_heads, 0)
         channels = self._flat(open_.ffn, 2)
@@ -87,7 +87,7 @@ class ExpectedSize:
         return width * sums[0] + sums[1]
 
     def sparsity(self, open_: OpenProbabilities) -> Tensor:
-        """Expected fraction of the dense parameters that goes, a float64 scalar."""
+        """Returns the expected fraction of the dense parameters that goes, a float64 scalar with its gradient."""
         return 1 - self.expected_params(open_) / self.dense
 
     def _flat(self, parts: tuple[Tensor | None, ...] | None, position: int) -> Tensor | None:
@@ -105,7 +105,7 @@ class ExpectedSize:
 
 
 def _spread(costs: list[tuple[int, int]], counts: list[int]) -> Tensor:
-    """(2, units of all layers) float64: each unit's parameters for each residual dimension, and flat."""
+    """Returns (2, units of all layers) float64: each unit's parameters for each residual dimension, and flat."""
     return torch.tensor(costs, dtype=torch.float64).repeat_interleave(torch.tensor(counts), dim=0).T.contiguous()
 
 

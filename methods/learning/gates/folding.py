@@ -1,7 +1,8 @@
-"""Folds gate values into the weights, so that the plain model computes what the gated one did.
+"""This module folds gate values into the weights, so that the plain model computes what the gated one did.
 
 After folding, units with gate 0 have no effect and can be cut, and the others carry their scale in the weights. Head gates go
-into the columns of the output projection, never into v rows, which several query heads share (spec sections 12 to 14).
+into the columns of the output projection, never into v rows, which several query heads share (docs/methods/compresso.md, "From gates
+to a smaller model").
 """
 
 from __future__ import annotations

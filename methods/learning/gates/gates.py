@@ -1,4 +1,4 @@
-"""The learnable gates of one model: one log-alpha vector for each kind of unit, split into layers when read."""
+"""This module holds the learnable gates of one model: one log-alpha vector for each kind of unit, split into layers when read."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HEAD_KINDS = ("kv_groups", "q_heads")
 
 @dataclass(frozen=True)
 class GateKinds:
-    """Which units get gates.
+    """Says which units of a model get gates.
 
     Attributes:
         layers: indices of the decoder layers that have gates; None for all. The others stay whole.
@@ -38,7 +38,7 @@ class GateKinds:
 
 
 class GateSet:
-    """Hard-concrete gates on KV groups, query heads, MLP channels and the residual width.
+    """Holds hard-concrete gates on KV groups, query heads, MLP channels and the residual width.
 
     Attributes:
         log_alpha: kind -> (gates of that kind in all layers,) float32 parameter, in the order of `Gates`' fields.
@@ -72,19 +72,20 @@ class GateSet:
         return sum(parameter.numel() for parameter in self.log_alpha.values())
 
     def sample(self, generator: torch.Generator, parts: int | None = None) -> dict[str, Tensor]:
-        """One draw of every gate, by kind; with `parts`, so many of each, (parts, gates of that kind)."""
+        """Draws every gate once, by kind; with `parts`, so many times each, (parts, gates of that kind)."""
         draws = () if parts is None else (parts,)
         return {kind: self.distribution.sample(p.expand(*draws, len(p)), generator) for kind, p in self.log_alpha.items()}
 
     def probabilities(self) -> dict[str, Tensor]:
-        """Chance of every gate to be open, by kind, with gradients."""
+        """Returns the chance of every gate to be open, by kind, with gradients."""
         return {kind: self.distribution.nonzero_probability(parameter) for kind, parameter in self.log_alpha.items()}
 
     def open_probabilities(self, shift: float = 0.0) -> OpenProbabilities:
-        """`probabilities` in layers; `shift` is added to every log-alpha first."""
+        """Returns the chances to be open in layers, with `shift` added to every log-alpha first."""
         return self.as_open({kind: self.distribution.nonzero_probability(p + shift) for kind, p in self.log_alpha.items()})
 
     def as_open(self, values: dict[str, Tensor]) -> OpenProbabilities:
+        """Splits chances to be open, by kind, into layers."""
         return OpenProbabilities(
             self.split("kv_groups", values), self.split("q_heads", values), self.split("ffn", values), values.get("hidden")
         )
@@ -98,14 +99,14 @@ class GateSet:
         into.hidden = values.get("hidden")
 
     def split(self, kind: str, values: dict[str, Tensor]) -> tuple[Tensor | None, ...] | None:
-        """Values of one kind, a tensor for each layer; None for a layer without gates, None alone for a kind without."""
+        """Splits the values of one kind into a tensor for each layer; None for a layer without gates, None alone for a kind without."""
         if kind not in values:
             return None
         layers: Sequence[Tensor] = values[kind].split(self._sizes[kind], dim=-1)
         return tuple(layer if layer.shape[-1] else None for layer in layers)
 
     def sparsity_of_vectors(self, probabilities: dict[str, Tensor]) -> Tensor:
-        """(vectors,) expected fraction of units that goes, of each layer's KV groups and of each layer's channels."""
+        """Returns (vectors,): the expected fraction that goes of each layer's KV groups and of each layer's channels."""
         vectors = [part for kind in ("kv_groups", "ffn") for part in self.split(kind, probabilities) or () if part is not None]
         return torch.stack([1 - part.mean() for part in vectors])
 
@@ -118,5 +119,5 @@ class GateSet:
             clamp_log_alpha(parameter)
 
     def entropy(self, probabilities: dict[str, Tensor]) -> float:
-        """Mean entropy of all gates, in nats; falls to 0 as they decide (a clamped gate keeps 0.014 to 0.19)."""
+        """Returns the mean entropy of all gates, in nats; it falls to 0 as they decide (a clamped gate keeps 0.014 to 0.19)."""
         return float(bernoulli_entropy(torch.cat([p.detach().flatten() for p in probabilities.values()])))

@@ -1,10 +1,9 @@
-"""From learned gates to masks that meet the budget exactly.
+"""This module turns learned gates into masks that meet the budget exactly, by three rules in this order.
 
-Three rules, in this order:
 1. *Shift.* Training leaves the expected size near the budget, not on it. One number is added to every log-alpha, so that the
    expected size is the budget; a run that converged needs a shift near 0, and `Hardened.shift` says what this one needed.
 2. *Round.* In every vector of gates (a layer's KV groups, a layer's channels, the residual width) round(sum of P(open)) units
-   stay, those of the largest log-alpha, as in Compresso's code (spec section 6). Layers compete through training only.
+   stay, those of the largest log-alpha, as in Compresso's code. Layers compete through training only.
    Of query heads, every kept group of a layer keeps the same number, the rounded mean.
 3. *Repair.* Rounding leaves a few units of difference. The finest units (MLP channels; KV groups, then residual dimensions
    where there are too few) go or come back across all layers by log-alpha until the budget is met to the nearest unit.
@@ -33,7 +32,7 @@ BISECTIONS = 60
 
 @dataclass(frozen=True)
 class Hardened:
-    """What is left when gates stop being random.
+    """Holds what is left when gates stop being random.
 
     Attributes:
         masks: what stays; meets the budget.
@@ -48,7 +47,7 @@ class Hardened:
 
 @torch.no_grad()
 def harden(gates: GateSet, anatomy: Anatomy, budget: Budget, survivors: Survivors) -> Hardened:
-    """Decides every gate.
+    """Decides every gate, by rules 1 to 3 of this module.
 
     Raises:
         BudgetError: no shift and no repair meets the budget (too few units have gates).
@@ -68,14 +67,14 @@ def harden(gates: GateSet, anatomy: Anatomy, budget: Budget, survivors: Survivor
 
 @torch.no_grad()
 def deterministic_values(gates: GateSet, anatomy: Anatomy) -> dict[str, Tensor]:
-    """Rule 2 alone, by kind: the gates as they stand without noise, 0 where they go and soft where they stay."""
+    """Returns the gates as they stand without noise, by kind: 0 where rounding (rule 2) closes them, else their soft value."""
     log_alpha = {kind: parameter.detach().cpu() for kind, parameter in gates.log_alpha.items()}
     kept = round_counts(gates, anatomy, log_alpha)
     return {kind: gates.distribution.deterministic(log_alpha[kind]) * mask for kind, mask in kept.items()}
 
 
 def landing_shift(gates: GateSet, size: ExpectedSize, params: int) -> float:
-    """What to add to every log-alpha for an expected size of `params`, by bisection (the size rises with the shift)."""
+    """Finds what to add to every log-alpha for an expected size of `params`, by bisection (the size rises with the shift)."""
     low, high = -MOST_SHIFT, MOST_SHIFT
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
@@ -87,7 +86,7 @@ def landing_shift(gates: GateSet, size: ExpectedSize, params: int) -> float:
 
 
 def round_counts(gates: GateSet, anatomy: Anatomy, log_alpha: dict[str, Tensor], shift: float = 0.0) -> dict[str, Tensor]:
-    """Rule 2: what stays of every kind, boolean, when round(sum of P) units of each vector stay."""
+    """Rounds (rule 2): returns what stays of every kind, boolean, when round(sum of P) units of each vector stay."""
     chance = {kind: gates.distribution.nonzero_probability(values + shift) for kind, values in log_alpha.items()}
     kept = {kind: torch.zeros(len(values), dtype=torch.bool) for kind, values in log_alpha.items()}
     for kind in ("kv_groups", "ffn", "hidden"):
@@ -111,7 +110,7 @@ def round_counts(gates: GateSet, anatomy: Anatomy, log_alpha: dict[str, Tensor],
 
 
 def as_masks(gates: GateSet, anatomy: Anatomy, kept: dict[str, Tensor]) -> Masks:
-    """Masks of what stays by kind; a kind or a layer without gates stays whole."""
+    """Makes masks of what stays by kind; a kind or a layer without gates stays whole."""
 
     def whole(kind: str, position: int) -> list[Tensor] | None:
         parts = gates.split(kind, kept)
@@ -124,7 +123,7 @@ def as_masks(gates: GateSet, anatomy: Anatomy, kept: dict[str, Tensor]) -> Masks
 
 
 def _repair(gates: GateSet, anatomy: Anatomy, budget: Budget, log_alpha: dict[str, Tensor], kept: dict[str, Tensor]) -> None:
-    """Rule 3, in place."""
+    """Moves single units until the budget is met (rule 3), in place."""
     target = budget.params_to_keep(anatomy)
 
     def excess() -> int:
@@ -164,7 +163,7 @@ def _move_units(kept: Tensor, rank: list[float], excess: Callable[[], int], *, m
 
 
 def _ranks(gates: GateSet, kind: str, log_alpha: dict[str, Tensor]) -> list[float]:
-    """Order of the units of one kind across layers: by log-alpha; equal ones are taken from all layers in turn."""
+    """Orders the units of one kind across layers, by log-alpha; equal ones are taken from all layers in turn."""
     keys: list[tuple[float, float]] = []
     for (scores,) in _vectors(gates, kind, log_alpha):
         place = torch.empty(len(scores), dtype=torch.float64)
@@ -177,7 +176,7 @@ def _ranks(gates: GateSet, kind: str, log_alpha: dict[str, Tensor]) -> list[floa
 
 
 def _vectors(gates: GateSet, kind: str, *sources: dict[str, Tensor]) -> list[tuple[Tensor, ...]]:
-    """The vectors of one kind, each as a tuple of its views in all sources."""
+    """Lists the vectors of one kind, each as a tuple of its views in all sources."""
     if kind not in sources[0]:
         return []
     if kind == "hidden":
@@ -187,5 +186,5 @@ def _vectors(gates: GateSet, kind: str, *sources: dict[str, Tensor]) -> list[tup
 
 
 def _highest(scores: Tensor, count: int) -> Tensor:
-    """Indices of `count` largest scores; among equals the last stay."""
+    """Returns the indices of the `count` largest scores; among equals the last stay."""
     return torch.argsort(scores, stable=True)[len(scores) - count :]

@@ -1,1 +1,1 @@
-"""A training run: what is trained, the stages that train it, and the state that a killed run goes on from."""
+"""This package runs a training: what is trained, the stages that train it, the state that a killed run goes on from."""

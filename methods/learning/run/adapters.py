@@ -1,4 +1,4 @@
-"""LoRA adapters on a frozen model, through peft, with a seeded start that leaves the global random state alone."""
+"""This module puts LoRA adapters on a frozen model, through peft, with a seeded start that leaves the global random state alone."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ADAPTER = "prunebench"
 
 
 class Adapters:
-    """LoRA on chosen projections of every layer; the base weights are frozen while it is attached.
+    """Puts LoRA on chosen projections of every layer; the base weights are frozen while it is attached.
 
     Read the anatomy before attaching. Hooks on the same module paths keep working. Where projections are fused (Phi-3), an
     adapter on one part is an adapter on the whole.
@@ -56,15 +56,16 @@ class Adapters:
         return sum(parameter.numel() for parameter in self.parameters.values())
 
     def switched_off(self) -> Any:
-        """A context in which the model is the base model."""
+        """Returns a context in which the model is the base model."""
         return self._wrapper.disable_adapter()
 
     def tensors(self) -> dict[str, Tensor]:
-        """The adapters' own tensors, by module path."""
+        """Returns the adapters' own tensors, by module path."""
         return {name: parameter.detach() for name, parameter in self.parameters.items()}
 
     @torch.no_grad()
     def load(self, tensors: dict[str, Tensor]) -> None:
+        """Puts back what `tensors` gave."""
         for name, parameter in self.parameters.items():
             parameter.copy_(tensors[name])
 
@@ -86,7 +87,7 @@ class Adapters:
 
 
 def projection_paths(anatomy: Anatomy, projections: Sequence[Projection]) -> list[str]:
-    """Paths of the modules that hold these projections, over all layers, without duplicates."""
+    """Lists the paths of the modules that hold these projections, over all layers, without duplicates."""
     paths = []
     for layer in anatomy.layers:
         part, mlp = layer.attention, layer.mlp

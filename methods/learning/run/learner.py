@@ -168,6 +168,7 @@ class MaskLearner(Learner):
         self._text_name = name
 
     def next_pack(self) -> Pack:
+        """Takes the next pack of the text, and counts its tokens."""
         pack = self.sampler.next()
         self.tokens_seen += pack.num_tokens
         return pack
@@ -178,7 +179,7 @@ class MaskLearner(Learner):
         self.gates.as_gates(self.gates.sample(self.generator, None if parts is None else len(parts)), self.live, parts)
 
     def harden(self) -> Hardened:
-        """Decides the gates as they are now; see `methods.learning.gates.hardening`."""
+        """Decides the gates as they are now, and leaves them as they are; see `methods.learning.gates.hardening`."""
         return harden(self.gates, self.anatomy, self.budget, self.config.survivors)
 
     def finish(self) -> Masks:

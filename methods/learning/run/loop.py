@@ -1,4 +1,4 @@
-"""Runs training stages one after another; killed anywhere, it goes on from its last checkpoint and ends the same."""
+"""This module runs training stages one after another; killed anywhere, it goes on from its last checkpoint and ends the same."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ STATE_FILE = "training.safetensors"
 
 
 class TrainingDiverged(PrunebenchError):
-    """A loss is not finite; the message names the step."""
+    """Says that a loss is not finite, and at which step."""
 
 
 class Learner(ABC):
-    """What is trained: everything that outlives a stage."""
+    """Holds what is trained: everything that outlives a stage."""
 
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors that training changes, the random generator included."""
+        """Returns the tensors that training changes, the random generator included."""
 
     @abstractmethod
     def facts(self) -> dict[str, Any]:
-        """What else must be known to go on, as JSON."""
+        """Returns what else must be known to go on, as JSON."""
 
     @abstractmethod
     def load(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        """Puts both back."""
+        """Puts back what `tensors` and `facts` returned."""
 
 
 class Stage(ABC):
-    """One stretch of training with its own optimiser."""
+    """Trains for one stretch, with an optimiser of its own."""
 
     name: ClassVar[str]
     steps: int
@@ -52,19 +52,19 @@ class Stage(ABC):
 
     @abstractmethod
     def step(self, step: int) -> dict[str, float]:
-        """One optimiser step (from 0); returns what is logged."""
+        """Makes one optimiser step (from 0); returns what is logged."""
 
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
-        """The optimiser's state."""
+        """Returns the optimiser's state."""
 
     @abstractmethod
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Puts it back, after `enter`."""
+        """Puts back what `tensors` returned; called after `enter`."""
 
 
 def run_stages(stages: Sequence[Stage], learner: Learner, run: Run, *, fingerprint: str, checkpoint_every: int) -> None:
-    """Runs all stages.
+    """Runs all stages, from the last checkpoint on where there is one of this run.
 
     Args:
         fingerprint: of everything that decides the outcome; a checkpoint with another one is not used.

@@ -28,7 +28,7 @@ class TrainingStage(Stage):
         self.optimizer: torch.optim.Optimizer
 
     def loss(self, pack: Pack) -> Tensor:
-        """The loss of one pack, a scalar with its gradient: the mean cross-entropy of its labels, where a method has no other."""
+        """Returns the loss of one pack, a scalar with its gradient: the mean cross-entropy of its labels, where a method has no other."""
         return lm_loss(self.learner.model, pack)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -184,7 +184,7 @@ class FineTune(TrainingStage):
 
     @torch.no_grad()
     def _validate(self) -> dict[str, float]:
-        """The mean loss of a label, by its name; nothing where nothing is held out."""
+        """Returns the mean loss of a held-out label, by its name; nothing where nothing is held out."""
         if not self.validation:
             return {}
         learner = self.learner
@@ -199,7 +199,7 @@ class FineTune(TrainingStage):
 
 
 def _expected_units(gates: GateSet, probabilities: dict[str, Tensor]) -> dict[str, float]:
-    """The expected KV groups and channels of each layer and the expected residual width, by the names of their curves."""
+    """Returns the expected KV groups and channels of each layer and the expected residual width, by the names of their curves."""
     names, sums = [], []
     for kind, label in (("kv_groups", "expected_heads"), ("ffn", "expected_channels")):
         for i, part in enumerate(gates.split(kind, probabilities) or ()):

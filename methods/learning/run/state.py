@@ -1,4 +1,4 @@
-"""The state of a training run as one safetensors file, whole or absent, so that a killed run goes on where it was."""
+"""This module keeps the state of a training run in one safetensors file, whole or absent, so that a killed run goes on."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def write_state(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -
 
 
 def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """Tensors and facts that `write_state` wrote; None where there is no such file or it can't be read."""
+    """Reads the tensors and facts that `write_state` wrote; None where there is no such file or it can't be read."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -42,7 +42,7 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The moments and step counts of an optimiser, by position of the parameter."""
+    """Returns the moments and step counts of an optimiser, by position of the parameter."""
     state: dict[str, Tensor] = {}
     for i, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"]):
         for name, value in optimizer.state.get(parameter, {}).items():

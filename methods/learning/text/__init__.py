@@ -1,1 +1,1 @@
-"""Training text: where it comes from, how examples are packed into rows, and the loss on them."""
+"""This package fetches training text, packs its examples into rows and computes the loss on them."""

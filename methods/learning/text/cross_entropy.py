@@ -1,4 +1,4 @@
-"""Cross-entropy over large vocabularies without copies of the logits: a chunk of positions at a time."""
+"""This module computes cross-entropy over large vocabularies a chunk of positions at a time, without copies of the logits."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ CPU_BYTES, ACCELERATOR_BYTES = 1 << 19, 1 << 28
 
 
 def positions_at_once(logits: Tensor, chunks: int = 1) -> int:
-    """Rows of (positions, vocabulary) logits whose softmax is worth making at once, on their device, where `chunks` so large are held."""
+    """Counts the rows of (positions, vocabulary) logits to make a softmax of at once, on their device, where `chunks` so large are held."""
     held = CPU_BYTES if logits.device.type == "cpu" else ACCELERATOR_BYTES
     return max(1, held // (4 * chunks * logits.shape[-1]))
 
 
 class _SummedCrossEntropy(torch.autograd.Function):
-    """The gradient is made on the way, in the logits' dtype, so that no float32 copy of the logits ever exists."""
+    """Makes the gradient on the way, in the logits' dtype, so that no float32 copy of the logits ever exists."""
 
     @staticmethod
     def forward(context: Any, logits: Tensor, targets: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean over the targets of -log softmax(logits)[target], float32; as `torch.nn.functional.cross_entropy`, in less memory.
+    """Returns the mean over the targets of -log softmax(logits)[target], float32, as torch's does, in less memory.
 
     Differentiable once: a second backward pass through the same graph fails.
 

@@ -1,4 +1,4 @@
-"""Attention within a packed row, one example at a time: pairs of tokens that never see each other are not computed.
+"""This module computes attention within a packed row one example at a time, without pairs of tokens that never see each other.
 
 A dense mask over the row costs the square of its length; a row of ten examples spends nine tenths of that on nothing. Under
 `packed_attention(model)` the model's attention modules hand their rotated queries, keys and values to the function below, which
@@ -24,7 +24,7 @@ IMPLEMENTATION = "prunebench_packed"
 
 @dataclass(frozen=True)
 class Layout:
-    """A row: `prefix` tokens that every example sees, then examples of these `lengths` that don't see one another."""
+    """Describes a row: `prefix` tokens that every example sees, then examples of these `lengths` that don't see one another."""
 
     lengths: tuple[int, ...]
     prefix: int = 0
@@ -35,7 +35,7 @@ class Layout:
 
 
 def can_split(model: PreTrainedModel) -> bool:
-    """Whether a model's attention can be split so: plain softmax attention in every layer, without windows or soft caps."""
+    """Tells whether a model's attention can be split so: plain softmax attention in every layer, without windows or soft caps."""
     config = model.config.get_text_config()
     return (
         model.config._attn_implementation in ("sdpa", IMPLEMENTATION)
@@ -46,9 +46,9 @@ def can_split(model: PreTrainedModel) -> bool:
 
 @contextmanager
 def packed_attention(model: PreTrainedModel) -> Iterator[bool]:
-    """Within it, calls of `model` need `packed=Layout(...)` and no mask; tells whether that is so. Nests.
+    """Splits the attention of `model` within a block, whose calls need `packed=Layout(...)` and no mask; tells whether it does. Nests.
 
-    Where activations are computed again in the backward pass, that must happen within it too.
+    Where activations are computed again in the backward pass, that must happen within the block too.
     """
     if not can_split(model):
         yield False
@@ -69,7 +69,7 @@ def _attend(
     scaling: float | None = None,
     **_: object,
 ) -> tuple[Tensor, None]:
-    """Signature of transformers' attention functions; query (1, heads, tokens, dim) -> (1, tokens, heads, dim)."""
+    """Attends within each part of `packed`, as transformers' attention functions do: (1, heads, tokens, dim) -> (1, tokens, heads, dim)."""
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)

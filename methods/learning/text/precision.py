@@ -1,4 +1,4 @@
-"""In which precision the matrix products of training are done."""
+"""This module says in which precision the matrix products of training are done."""
 
 from __future__ import annotations
 
@@ -15,15 +15,19 @@ DESCRIPTION = "of training's matrix products; 'bfloat16' leaves all weights as t
 
 
 def computing_in(dtype: ComputeDtype, device: torch.device) -> AbstractContextManager[object]:
-    """A context for forward passes; 'model' changes nothing. Weights, residual stream, norms, gates and losses keep their dtype."""
+    """Returns a context for forward passes with products in `dtype`; 'model' changes nothing.
+
+    Weights, residual stream, norms, gates and losses keep their dtype.
+    """
     return torch.autocast(device.type, torch.bfloat16) if dtype == "bfloat16" else nullcontext()
 
 
 @contextmanager
 def frozen_weights_in(dtype: ComputeDtype, model: nn.Module) -> Iterator[None]:
-    """Within it, frozen weights of linear layers are held as `computing_in` would cast them in every single pass; after it, all are what
-    they were, the same objects. No value of such a pass changes; without it, the casts of a whole pass live until its backward pass.
-    Passes outside `computing_in` fail within it.
+    """Holds frozen weights of linear layers as `computing_in` would cast them in every single pass, for as long as a block lasts.
+
+    No value of such a pass changes; without it, the casts of a whole pass live until its backward pass. After the block all weights are
+    what they were, the same objects; passes outside `computing_in` fail within it.
     """
     held: list[tuple[nn.Linear, nn.Parameter]] = []
     if dtype == "bfloat16":

@@ -1,4 +1,4 @@
-"""Compresso keeps what its paper, its code and its issue promise (spec section 16)."""
+"""Compresso keeps what its paper and its code promise (docs/methods/compresso.md)."""
 
 import math
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Roles on one model switch cleanly, the loss is the formula, and each stage trains what it says (spec section 12)."""
+"""Roles on one model switch cleanly, the loss is the formula, and each stage trains what it says."""
 
 import pytest
 import torch
@@ -91,7 +91,7 @@ def test_a_student_that_equals_its_teacher_has_no_loss(tmp_path):
 @pytest.mark.parametrize("family", ["llama", "llama_tied", "gemma2"])
 @pytest.mark.parametrize("reduction", ["sequence", "token"])
 def test_the_loss_and_its_gradients_are_the_formulas(tmp_path, family, reduction):
-    """Against the whole sets of states that transformers returns (spec section 5), the dense model being the teacher."""
+    """Against the whole sets of states that transformers returns, the dense model being the teacher; docs/methods/nuteprune.md."""
     model = tiny_model(family)
     weights = {"kl_weight": 0.2, "layer_weight": 0.8, "lm_weight": 0.5, "kl_temperature": 0.7, "kl_reduction": reduction}
     with taught(model, tmp_path, **weights) as learner:

@@ -1,4 +1,4 @@
-"""Gates have the constants and the distribution of spec section 5."""
+"""Gates have the constants and the distribution of docs/methods/compresso.md, eqs. 3 to 5."""
 
 import math
 

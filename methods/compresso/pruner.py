@@ -8,10 +8,10 @@ from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from prunebench.methods.calibration.sampling import tokenize
-from prunebench.methods.calibration.training_text import TrainingConfig
 from prunebench.methods.compresso.prompts import Prompt, prompt_text
 from prunebench.methods.data import PruningData
+from prunebench.methods.data.sampling import tokenize
+from prunebench.methods.data.training_text import TrainingConfig
 from prunebench.methods.learning.config import LearningConfig
 from prunebench.methods.learning.gates.gates import GateKinds
 from prunebench.methods.learning.run.learner import MaskLearner

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from prunebench.methods.calibration.training_text import TrainingConfig
+from prunebench.methods.data.training_text import TrainingConfig
 from prunebench.methods.learning.gates.gates import GateKinds
 from prunebench.methods.learning.gates.hardening import Survivors
 from prunebench.methods.learning.gates.schedule import Ramp

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from prunebench.methods.calibration.training_text import TrainingConfig
+from prunebench.methods.data.training_text import TrainingConfig
 from prunebench.methods.learning.config import (
     BatchTokens,
     FinetuneEpochs,

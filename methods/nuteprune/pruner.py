@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from transformers import PreTrainedModel
 
-from prunebench.methods.calibration.training_text import TrainingConfig
 from prunebench.methods.data import PruningData
+from prunebench.methods.data.training_text import TrainingConfig
 from prunebench.methods.learning.run.stages import FineTune
 from prunebench.methods.learning.text.source_text import text_to_learn
 from prunebench.methods.nuteprune.config import NutePruneConfig

@@ -10,8 +10,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from prunebench.methods.calibration.sources import alpaca_prompt
 from prunebench.methods.data import Example, PruningData, TrainingConfig
+from prunebench.methods.data.sources import alpaca_prompt
 from prunebench.methods.learning.run.loop import TrainingDiverged
 from prunebench.methods.learning.text.packing import lm_loss
 from prunebench.methods.pruner import Run

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from prunebench.methods.calibration.training_text import Example, TrainingText
+from prunebench.methods.data.training_text import Example, TrainingText
 from prunebench.methods.learning.config import LearningConfig
 from prunebench.methods.learning.gates.expected_size import ExpectedSize
 from prunebench.methods.learning.gates.folding import fold_gates

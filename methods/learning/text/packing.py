@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from prunebench.methods.calibration.training_text import Example
+from prunebench.methods.data.training_text import Example
 from prunebench.methods.learning.text.cross_entropy import NO_TARGET, cross_entropy
 from prunebench.methods.learning.text.packed_attention import Layout, packed_attention
 from prunebench.models.errors import BadInput

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from prunebench.methods.calibration.training_text import Example
+from prunebench.methods.data.training_text import Example
 from prunebench.methods.learning.run.state import read_state, write_state
 from prunebench.methods.pruner import Progress
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedModel
 
-from prunebench.methods.calibration.training_text import Example, TrainingConfig, TrainingText
 from prunebench.methods.data import PruningData
+from prunebench.methods.data.training_text import Example, TrainingConfig, TrainingText
 from prunebench.methods.learning.text.self_text import self_generated
 from prunebench.methods.pruner import PrunerConfig, Run
 from prunebench.models.budget import Budget

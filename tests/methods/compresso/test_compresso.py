@@ -7,10 +7,10 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from prunebench.methods.calibration.training_text import Example, TrainingConfig
 from prunebench.methods.compresso.prompts import prompt_text
 from prunebench.methods.compresso.pruner import Compresso, CompressoConfig, prompt_tokens
 from prunebench.methods.data import PruningData
+from prunebench.methods.data.training_text import Example, TrainingConfig
 from prunebench.methods.learning.gates.gates import GateKinds, GateSet
 from prunebench.methods.learning.run.adapters import Adapters
 from prunebench.methods.learning.run.loop import STATE_FILE, TrainingDiverged, run_stages

@@ -4,7 +4,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from prunebench.methods.calibration.training_text import TrainingConfig
+from prunebench.methods.data.training_text import TrainingConfig
 from prunebench.methods.learning.run.state import read_state
 from prunebench.methods.nuteprune.config import NutePruneConfig
 from prunebench.methods.nuteprune.pruner import NutePrune

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from prunebench.methods.calibration.training_text import Example
+from prunebench.methods.data.training_text import Example
 from prunebench.methods.learning.gates.hardening import deterministic_values
 from prunebench.methods.learning.run.stages import FineTune
 from prunebench.methods.learning.text.packing import pack_logits

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from prunebench.methods.calibration.training_text import Example
+from prunebench.methods.data.training_text import Example
 from prunebench.methods.learning.text.packed_attention import can_split
 from prunebench.methods.learning.text.packing import ROUND, Pack, PackSampler, lm_loss, pack_logits, with_prompt
 from prunebench.models.errors import BadInput

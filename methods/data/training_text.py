@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from prunebench.methods.calibration.sampling import CleanDocuments, tokenize
+from prunebench.methods.data.sampling import CleanDocuments, tokenize
 from prunebench.models.errors import BadInput
 
 

@@ -20,10 +20,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from prunebench.methods.calibration.contamination import evaluation_index
-from prunebench.methods.calibration.sampling import CleanDocuments, draw_samples
-from prunebench.methods.calibration.sources import load_corpus
-from prunebench.methods.calibration.training_text import Example, TrainingConfig, TrainingText, build_training_text
+from prunebench.methods.data.contamination import evaluation_index
+from prunebench.methods.data.sampling import CleanDocuments, draw_samples
+from prunebench.methods.data.sources import load_corpus
+from prunebench.methods.data.training_text import Example, TrainingConfig, TrainingText, build_training_text
 from prunebench.models.errors import BadInput
 
 __all__ = [

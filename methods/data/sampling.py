@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from prunebench.methods.calibration.contamination import EvaluationIndex
-from prunebench.methods.calibration.sources import Corpus, Document
+from prunebench.methods.data.contamination import EvaluationIndex
+from prunebench.methods.data.sources import Corpus, Document
 from prunebench.models.errors import BadInput
 
 MOST_CONTAMINATED = 0.05

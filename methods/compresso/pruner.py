@@ -34,10 +34,7 @@ class CompressoConfig(LearningConfig):
     warmup_epochs: float = Field(1.0, ge=0, description="epochs of LoRA alone before the pruning ones, gates absent")
     finetune_accumulation: int = Field(8, ge=1, description="packs of one fine-tuning step")
     head_gates: bool = Field(True, description="gates on KV groups (single heads in models without grouping)")
-    query_head_gates: bool = Field(
-        False,
-        description="gates on query heads too, ours; every kept group of a layer keeps as many",
-    )
+    query_head_gates: bool = Field(False, description="gates on query heads too, ours; every kept group of a layer keeps as many")
     channel_gates: bool = Field(True, description="gates on MLP channels")
     protect_first: int = Field(0, ge=0, description="layers at the start without head and channel gates")
     protect_last: int = Field(0, ge=0, description="layers at the end without them")

@@ -11,7 +11,7 @@ import transformers
 
 from prunebench.experiments import rehearsal
 from prunebench.experiments.rehearsal import rehearse, shrunk, tiny_copy
-from prunebench.models import pruned_modeling
+from prunebench.models import modeling_pruned
 from prunebench.models.anatomy import Anatomy
 from prunebench.models.errors import UnsupportedModel
 from prunebench.models.loading import ModelSpec, check_loads
@@ -84,7 +84,7 @@ def test_slicing_that_changes_what_a_model_computes_is_found(
 ) -> None:
     spec = ModelSpec(name=str(save_tiny_model(tmp_path / "model", "gemma2", seed=7, rms_norm_eps=0.1)))
     replacements = {"_scale_eps": lambda norm, factor: None, "sublayer_norms": lambda layer: {"self_attn": [], "mlp": []}}
-    monkeypatch.setattr(pruned_modeling, broken, replacements[broken])
+    monkeypatch.setattr(modeling_pruned, broken, replacements[broken])
     rehearsal._rehearse_config.cache_clear()
     with pytest.raises(UnsupportedModel, match=what):
         rehearse(spec)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from prunebench.experiments.config import RunSettings
@@ -61,6 +61,12 @@ class RayExecutor:
                 raise BadInput(f"Ray could not start on this machine ({reason}).") from None
             raise BadInput(f"no Ray cluster answers at {name} ({reason}); start one with 'ray start --head'.") from None
         self.started_here = True
+        if address == HERE:
+            try:
+                check_fits(self.settings, ray.cluster_resources())
+            except BadInput:
+                ray.shutdown()
+                raise
 
     def execute(self, jobs: Sequence[Job], view: View, stop: Stop) -> Iterator[Outcome]:
         self._connect()
@@ -136,6 +142,22 @@ def worker_environment(*, joins: bool) -> dict[str, str]:
     if joins:
         path = f"{path}{os.pathsep}${{PYTHONPATH}}" if path else "${PYTHONPATH}"
     return {"PYTHONPATH": path, "OMP_WAIT_POLICY": os.environ["OMP_WAIT_POLICY"]}  # set by prunebench unless the user did
+
+
+def check_fits(settings: RunSettings, found: Mapping[str, float]) -> None:
+    """Refuses a cell that this machine alone will never have room for; Ray would wait for another node without a word.
+
+    Raises:
+        BadInput: one cell asks for more CPUs, GPUs or memory than Ray found.
+    """
+    asked = {
+        "cpus_per_cell": (settings.cpus_per_cell, found.get("CPU", 0)),
+        "gpus_per_cell": (settings.gpus_per_cell, found.get("GPU", 0)),
+        "memory_gb_per_cell": (settings.memory_gb_per_cell or 0, found.get("memory", 0) / 1e9),
+    }
+    for name, (amount, there) in asked.items():
+        if amount > there:
+            raise BadInput(f"run.{name} = {amount:g}, but Ray found {there:.3g} on this machine; ask for less or join a cluster.")
 
 
 def _found(address: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import shutil
 import signal
 import time
@@ -11,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from prunebench.experiments.config import RunSettings
-from prunebench.experiments.executors.endings import STOPPED, Elsewhere, first_line, last_line
+from prunebench.experiments.executors.endings import STOPPED, Elsewhere, first_line
 from prunebench.experiments.executors.environment import inherited_imports
 from prunebench.experiments.job import Job, Outcome
 from prunebench.experiments.progress import View
@@ -102,7 +104,7 @@ class SlurmExecutor:
             slurm_additional_parameters=dict(slurm.options) or None,
         )
         try:
-            with inherited_imports():
+            with inherited_imports(), contextlib.redirect_stderr(io.StringIO()):  # submitit would print what the error says
                 cell.handle = executor.submit(run_on_node, job.model_dump_json())
         except (self.submitit.core.utils.FailedJobError, self.submitit.core.utils.FailedSubmissionError) as error:
             raise BadInput(f"SLURM refused the job of cell {job.cell.id}: {first_line(error)}") from None
@@ -140,8 +142,8 @@ class SlurmExecutor:
             return cell.end("failed", f"ended: the cell took more than run.slurm.time_minutes = {run.slurm.time_minutes}")
         if state.startswith("CANCELLED"):
             return cell.end("interrupted", f"SLURM job {handle.job_id} was cancelled; the same command goes on from there")
-        last = last_line(handle.paths.stdout)
-        return cell.end("failed", f"SLURM job {handle.job_id} ended as {state} without an outcome: {last}")
+        log = handle.paths.stdout.relative_to(cell.job.out)
+        return cell.end("failed", f"SLURM job {handle.job_id} ended as {state} without an outcome; see {log}")
 
     def _stop(self, running: list[Submitted]) -> Iterator[Outcome]:
         """Cancels the jobs; those that were at work get a row, those that waited their turn are left as they are."""

@@ -75,14 +75,13 @@ class Ended:
         ("OUT_OF_MEMORY", "out_of_memory", "run.memory_gb_per_cell = 4"),
         ("TIMEOUT", "failed", "run.slurm.time_minutes = 30"),
         ("CANCELLED by 1000", "interrupted", "goes on from there"),
-        ("NODE_FAIL", "failed", "SLURM job 7 ended as NODE_FAIL without an outcome: the last line"),
+        ("NODE_FAIL", "failed", "SLURM job 7 ended as NODE_FAIL without an outcome; see 7_0_log.out"),
         ("COMPLETED", "failed", "without an outcome"),
     ],
 )
 def test_what_slurm_says_of_a_job_becomes_the_row(copy_of_finished: Bench, tmp_path: Path, state: str, status: str, words: str) -> None:
     bench = copy_of_finished
     cell = CellConfig.model_validate_json((bench.cell("magnitude") / "cell.json").read_text())
-    (tmp_path / "7_0_log.out").write_text("first\nthe last line\n")
     settings = RunSettings.model_validate({**HERE, "memory_gb_per_cell": 4, "slurm": {"cluster": "local", "time_minutes": 30}})
     submitted = Submitted(Job(out=str(tmp_path), cell=cell, model=ModelSpec(name=str(bench.model))), handle=Ended(state, tmp_path))
     outcome = SlurmExecutor(settings)._outcome(submitted)

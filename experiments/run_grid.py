@@ -8,11 +8,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from prunebench.experiments.artifacts import CellFolder, output_error
 from prunebench.experiments.config import GridConfig
-from prunebench.experiments.executors import Executor
 from prunebench.experiments.job import Job, Outcome
 from prunebench.experiments.lengths import check_lengths
 from prunebench.experiments.lookups import check_sources
@@ -24,6 +23,9 @@ from prunebench.experiments.run_cell import FINAL, finished_record
 from prunebench.experiments.stopping import Stop
 from prunebench.models.errors import BadInput
 from prunebench.models.loading import EMBEDDED_PREFIX, resolve_model
+
+if TYPE_CHECKING:
+    from prunebench.experiments.executors import Executor
 
 log = logging.getLogger(__name__)
 

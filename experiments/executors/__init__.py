@@ -1,4 +1,4 @@
-"""Three ways to run cells: here, one process a cell, or as Ray tasks. None of them schedules more than 'next, please'."""
+"""Four ways to run cells: here, one process a cell, as Ray tasks, as SLURM jobs. None schedules more than 'next, please'."""
 
 from __future__ import annotations
 
@@ -17,30 +17,24 @@ class Executor(Protocol):
     def execute(self, jobs: Sequence[Job], view: View, stop: Stop) -> Iterator[Outcome]: ...
 
 
-class LocalExecutor:
-    """One cell after another in this process. Simple and quick; a crash of a cell is a crash of the run."""
-
-    def execute(self, jobs: Sequence[Job], view: View, stop: Stop) -> Iterator[Outcome]:
-        from prunebench.experiments.run_cell import run_cell
-
-        for job in jobs:
-            if stop.is_asked:
-                return
-            yield run_cell(job, view.event, stop)
-
-
 def make_executor(settings: RunSettings) -> Executor:
     """The executor that the config asks for.
 
     Raises:
-        BadInput: the `cluster` extra isn't installed, or no Ray cluster answers at the address.
+        BadInput: its extra isn't installed, no Ray cluster answers at the address, or this machine has no SLURM.
     """
     if settings.executor == "processes":
-        from prunebench.experiments.processes import ProcessExecutor
+        from prunebench.experiments.executors.processes import ProcessExecutor
 
         return ProcessExecutor(settings)
     if settings.executor == "ray":
-        from prunebench.experiments.ray_cluster import RayExecutor
+        from prunebench.experiments.executors.ray import RayExecutor
 
         return RayExecutor(settings)
+    if settings.executor == "slurm":
+        from prunebench.experiments.executors.slurm import SlurmExecutor
+
+        return SlurmExecutor(settings)
+    from prunebench.experiments.executors.local import LocalExecutor
+
     return LocalExecutor()

@@ -35,7 +35,7 @@ from prunebench.leaderboard.tables import Cell, Column, leaderboard, suite_ids
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- table -->", "<!-- end of table -->"
-COST = ("prune_tokens", "recover_tokens", "prune_seconds", "prune_peak")
+COST = ("training_tokens", "calibration_tokens", "prune_seconds", "prune_peak")
 
 
 def run_grids(options: argparse.Namespace) -> None:
@@ -77,7 +77,7 @@ def table(out: Path, wanted_cells: set[str], against: str | None, page: Path, sh
         raise SystemExit(f"{out} holds no record of these grids; run without --no-run first.")
     whole = leaderboard(entries, compare(entries, out))
     wanted = ["method", "sparsity", "recovery"]
-    wanted += [f"{suite}|{part}" for suite in suite_ids(entries) for part in ("mean", "retention")] + list(COST) + ["status"]
+    wanted += [f"{suite}|{part}" for suite in suite_ids(entries) for part in ("mean", "kept", "retention")] + list(COST) + ["status"]
     columns = [column for key in wanted for column in whole.columns if column.key == key]
     parts = by_task(entries) if shows_tasks else []
     parts += [*gains(entries, out), *differences(entries, out, against), *held_out(entries)]

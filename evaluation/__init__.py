@@ -8,8 +8,10 @@ from prunebench.evaluation.efficiency import Efficiency, measure_efficiency
 from prunebench.evaluation.results import Estimate, ProtocolResult, TaskResult
 from prunebench.evaluation.runner import ScoringFailed, evaluate
 from prunebench.evaluation.table import format_table
+from prunebench.evaluation.task_result import KEPT
 
 __all__ = [
+    "KEPT",
     "Efficiency",
     "Estimate",
     "Protocol",

@@ -8,6 +8,7 @@ evaluated is always the checkpoint, reloaded from disk.
 from __future__ import annotations
 
 import gc
+import itertools
 import json
 import math
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunebench.experiments.artifacts import CellFolder
-from prunebench.experiments.cell import CellConfig
+from prunebench.experiments.cell import CellConfig, CellProtocol
 from prunebench.experiments.gates import GateFailed, changed_weights, check_masks, masks_hash, probe_reload, weight_hashes, zero_fraction
 from prunebench.experiments.job import Job
 from prunebench.experiments.recovery import get_recovery
@@ -296,15 +297,18 @@ def evaluate(work: Work, scratch: Path) -> dict[str, Any]:
     model, tokenizer = model_to_evaluate(work)
     results = []
     scores_folder = work.folder.work("evaluate")
-    for protocol in work.cell.protocols:
-        set_global_seeds(protocol.seed)
+    for same in _alike(work.cell.protocols):
+        set_global_seeds(same[0].seed)
         results += evaluation.evaluate(
             model,
             tokenizer,
-            [evaluation.ProtocolRequest.model_validate({"name": protocol.name, "limit": protocol.limit, "sources": protocol.sources})],
+            [evaluation.ProtocolRequest.model_validate(one.model_dump(include={"name", "limit", "sources"})) for one in same],
             data_dir=Path(work.job.data_dir) if work.job.data_dir else None,
-            seed=protocol.seed,
-            prompt=protocol.prompt,
+            seed=same[0].seed,
+            prompt=same[0].prompt,
+            bos=same[0].bos,
+            chat_template=same[0].chat_template,
+            system=same[0].system,
             out_dir=scores_folder,
             token_budget=work.job.token_budget,
             progress=work.progress,
@@ -312,6 +316,7 @@ def evaluate(work: Work, scratch: Path) -> dict[str, Any]:
     scores = [without_nan(result.model_dump(mode="python")) for result in results]
     for score in scores:
         for task in score["tasks"]:
+            task["notes"] = [note for note in task["notes"] if not note.endswith(evaluation.KEPT)]  # of this cell's own earlier attempt
             if task["value"] is None:
                 raise GateFailed(f"{task['metric']} of task {task['task']} (protocol {score['protocol']}) is not a number.")
     if (scores_folder / "samples").is_dir():
@@ -325,6 +330,12 @@ def evaluate(work: Work, scratch: Path) -> dict[str, Any]:
         result["hidden"] = [anatomy.hidden_size, anatomy.hidden_size]
         result["disk_bytes"] = sum(p.numel() * p.element_size() for p in model.parameters())
     return result
+
+
+def _alike(protocols: tuple[CellProtocol, ...]) -> list[list[CellProtocol]]:
+    """Neighbours that put their requests to the model in the same way: one call reads the weights and checks the model once."""
+    own = {"name", "version", "limit", "sources"}
+    return [list(group) for _, group in itertools.groupby(protocols, lambda one: one.model_dump(exclude=own))]
 
 
 def without_nan(value: Any) -> Any:

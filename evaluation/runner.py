@@ -33,7 +33,7 @@ from prunebench.evaluation.sampling import allocate, chosen_indices
 from prunebench.evaluation.sources import NoData, TaskData, load_task_data
 from prunebench.evaluation.task_result import task_result
 from prunebench.models.errors import BadInput, PrunebenchError
-from prunebench.models.special_tokens import Bos
+from prunebench.models.special_tokens import Bos, bos_ids
 
 log = logging.getLogger(__name__)
 
@@ -94,13 +94,25 @@ def evaluate(
         raise BadInput("No protocol was given; name one or more, such as commonsense_llm_pruner.")
     if limit is not None and limit < 1:
         raise BadInput(f"limit is {limit}; give a positive number of items a task, or none.")
-    if bos not in get_args(Bos):
-        raise BadInput(f"bos is {bos!r}; give one of {', '.join(get_args(Bos))}.")
     definitions = [get_protocol(request.name) for request in requests]
-    chat = chat_of(tokenizer, chat_template, system)
+    chat = check_form(tokenizer, bos, chat_template, system)
     run = _Run(model, tokenizer, data_dir, seed, prompt, out_dir, token_budget, progress, bos, chat)
     plans = [run.prepare(protocol, request, request.limit or limit) for protocol, request in zip(definitions, requests, strict=True)]
     return [run.protocol(plan) for plan in plans]
+
+
+def check_form(tokenizer: Any, bos: Bos, chat_template: bool | str | None, system: str | None) -> Chat | None:
+    """Whether requests can be put to a model in this form with this tokenizer; the arguments are those of `evaluate`.
+
+    Returns:
+        The chat template, where one is asked for.
+    Raises:
+        BadInput: an option that the tokenizer can't follow.
+    """
+    if bos not in get_args(Bos):
+        raise BadInput(f"bos is {bos!r}; give one of {', '.join(get_args(Bos))}.")
+    bos_ids(tokenizer, bos)
+    return chat_of(tokenizer, chat_template, system)
 
 
 @dataclass

@@ -75,10 +75,11 @@ class Work:
         if self.dense is None:
             self.progress("loading the model", 0, 1)
             try:
-                self.dense = load_model(self.job.model)
+                loaded = load_model(self.job.model)
+                _check_form(loaded.tokenizer, self.cell)
             except BadInput as error:
                 raise ModelNotLoaded(str(error)) from None
-            self.identity = self.dense.identity
+            self.dense, self.identity = loaded, loaded.identity
             self.progress("loading the model", 1, 1)
         return self.dense
 
@@ -330,6 +331,14 @@ def evaluate(work: Work, scratch: Path) -> dict[str, Any]:
         result["hidden"] = [anatomy.hidden_size, anatomy.hidden_size]
         result["disk_bytes"] = sum(p.numel() * p.element_size() for p in model.parameters())
     return result
+
+
+def _check_form(tokenizer: PreTrainedTokenizerBase, cell: CellConfig) -> None:
+    """Refuses options of the evaluation that this tokenizer can't follow, before anything is pruned."""
+    from prunebench import evaluation
+
+    for same in _alike(cell.protocols):
+        evaluation.check_form(tokenizer, same[0].bos, same[0].chat_template, same[0].system)
 
 
 def _alike(protocols: tuple[CellProtocol, ...]) -> list[list[CellProtocol]]:

@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunebench.evaluation.own_code import KNOWN_CODE, has_functions_put_on_it, package_of
+
 log = logging.getLogger(__name__)
 
 BOOKKEEPING = {
@@ -36,12 +38,6 @@ BOOKKEEPING = {
     "transformers_version",
 }
 """Config entries that say where a model came from; class, code and dtypes are hashed by themselves."""
-
-KNOWN_CODE = {"transformers", "torch", "prunebench", "accelerate", "peft", "builtins"}
-"""Packages whose code is told by their version; of any other, the source counts."""
-
-STATELESS_CODE = {"transformers", "torch", "accelerate", "peft"}
-"""Packages whose hooks and replaced methods compute what the module's class and tensors say."""
 
 MODULE_STATE = {"training", "gradient_checkpointing", "name_or_path", "warnings_issued"}
 """Attributes of modules that change no number of an evaluation."""
@@ -132,7 +128,7 @@ def _modules(model: nn.Module) -> Iterator[tuple[str, bytes]]:
         classes.update(kind.__mro__)
         held = {key: value for key, value in vars(module).items() if not key.startswith("_") and key not in MODULE_STATE}
         yield f"module {name} {kind.__qualname__}", _text({key: value for key, value in held.items() if _is_plain(value)})
-        if _is_changed(module, held):
+        if has_functions_put_on_it(module):
             yield f"functions of {name}", _unknown(f"{name or 'the model'} ({kind.__qualname__}) has functions put on it")
     yield from _sources(classes)
 
@@ -145,27 +141,9 @@ def _is_plain(value: Any) -> bool:
     return isinstance(value, bool | int | float | str | None)
 
 
-def _is_changed(module: nn.Module, held: dict[str, Any]) -> bool:
-    """Whether the module computes something else than its class says: by a hook, or a method put on the instance."""
-    functions: list[Any] = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
-    functions += [
-        value
-        for key, value in held.items()
-        if callable(value)
-        and hasattr(type(module), key)
-        and not isinstance(value, nn.Module)
-        and not (key == "forward" and hasattr(module, "_hf_hook"))  # by which accelerate moves tensors
-    ]
-    return any(_package(function) not in STATELESS_CODE for function in functions)
-
-
-def _package(thing: Any) -> str:
-    return str(getattr(thing, "__module__", None) or type(thing).__module__).partition(".")[0]
-
-
 def _sources(classes: set[type]) -> Iterator[tuple[str, bytes]]:
     """Source files that hold these classes, and those beside them that they import."""
-    waiting = sorted({kind.__module__ for kind in classes if _package(kind) not in KNOWN_CODE})
+    waiting = sorted({kind.__module__ for kind in classes if package_of(kind) not in KNOWN_CODE})
     found: set[str] = set()
     sources: set[tuple[str, bytes]] = set()
     while waiting:

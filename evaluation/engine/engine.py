@@ -12,6 +12,7 @@ from prunebench.evaluation.engine.encoding import Encoder
 from prunebench.evaluation.engine.generation import NON_FINITE, GenerationRequest, Generator
 from prunebench.evaluation.engine.scoring import Score, ScoreRequest, plain_scores
 from prunebench.evaluation.engine.self_check import differs_on, make_scorer, refuse_non_causal, usable_rows
+from prunebench.evaluation.own_code import is_stock
 from prunebench.models.errors import BadInput, PrunebenchError
 from prunebench.models.special_tokens import Bos
 
@@ -106,7 +107,7 @@ class Engine:
         sharing = make_scorer(model, row_tokens, context)
         self.scorer = sharing.scorer
         self.shared_up_to, self.limit = sharing.up_to, sharing.limit
-        self.checked_up_to = 0  # tokens up to which shared and plain form were compared on real requests
+        self.checked_up_to: float = math.inf if is_stock(model) else 0  # tokens; longer requests are compared first
         if sharing.problem:
             self._note(f"{sharing.problem}; every request was computed on its own")
         self.generator = Generator(model, row_tokens)
@@ -152,7 +153,8 @@ class Engine:
     def _compare(self, sequences: Sequence[Sequence[int]]) -> None:
         """Compares shared and plain form on the longest sequence; where they differ, nothing is shared any more.
 
-        Nothing to do where an earlier sequence was as long.
+        Only where the model brings code of its own: that of libraries names in its config what it forgets. Nothing to
+        do where an earlier sequence was as long.
         """
         longest = max(sequences, key=len, default=())
         if self.scorer is None or len(longest) <= self.checked_up_to or len(longest) < 2:

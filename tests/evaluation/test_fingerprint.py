@@ -206,16 +206,18 @@ def test_code_that_comes_with_a_model_counts_wherever_it_lies(tmp_path: Path) ->
     assert printed() != first
 
 
-@pytest.mark.parametrize("how", ["hook", "pre-hook", "method"])
-def test_a_model_with_functions_put_on_it_is_never_the_same(how: str) -> None:
+@pytest.mark.parametrize("how", ["hook", "pre-hook", "method", "class"])
+def test_a_model_with_functions_put_on_it_is_never_the_same(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model("llama")
     mlp = model.model.layers[0].mlp
     if how == "hook":
         mlp.register_forward_hook(lambda module, inputs, output: output * 0)
     elif how == "pre-hook":
         mlp.register_forward_pre_hook(lambda module, inputs: (inputs[0] * 0,))
-    else:
+    elif how == "method":
         mlp.forward = lambda hidden: hidden * 0
+    else:
+        monkeypatch.setattr(type(mlp), "forward", lambda self, hidden: hidden * 0)
     assert model_fingerprint(model, TOKENIZER) != model_fingerprint(model, TOKENIZER)
 
 

@@ -14,8 +14,11 @@ from prunebench.evaluation.engine.engine import Engine
 from prunebench.evaluation.engine.generation import GenerationRequest
 from prunebench.evaluation.engine.scoring import ScoreRequest, plain_scores
 from prunebench.evaluation.engine.self_check import make_scorer, refuse_non_causal, window_sizes
+from prunebench.evaluation.own_code import is_stock
+from prunebench.models.anatomy import Anatomy
 from prunebench.models.errors import BadInput
-from prunebench.models.tiny import FAMILIES
+from prunebench.models.slice import slice_model
+from prunebench.models.tiny import FAMILIES, random_masks
 from tests.evaluation.conftest import VOCAB_SIZE, byte_tokenizer, small_model
 
 COMMON: dict[str, Any] = {
@@ -163,17 +166,21 @@ def test_a_window_in_no_config_is_found_on_the_first_request_that_is_long_enough
     assert_own(engine, requests_of(20))
 
 
-def test_real_requests_are_compared_once_a_length(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requests_of_a_model_with_code_of_its_own_are_compared_once_a_length(monkeypatch: pytest.MonkeyPatch) -> None:
     from prunebench.evaluation.engine import engine as module
 
     lengths: list[int] = []
     real = module.differs_on
     monkeypatch.setattr(module, "differs_on", lambda model, scorer, tokens: lengths.append(len(tokens)) or real(model, scorer, tokens))
-    engine = Engine(small_model("llama"), byte_tokenizer())
-    for length in (30, 20, 30, 60, 50):
-        engine.score(requests_of(length))
-    longest = [max(len(request.inputs) for request in requests_of(length)) for length in (30, 60)]
-    assert lengths == longest
+    model = small_model("llama")
+    for is_own in (False, True):
+        if is_own:
+            model.register_forward_hook(lambda module, inputs, output: output)
+        engine = Engine(model, byte_tokenizer())
+        for length in (30, 20, 30, 60, 50):
+            engine.score(requests_of(length))
+        longest = [max(len(request.inputs) for request in requests_of(length)) for length in (30, 60)]
+        assert lengths == (longest if is_own else [])
 
 
 @pytest.mark.parametrize(
@@ -233,6 +240,15 @@ def test_a_model_that_looks_ahead_is_refused(family: str, dtype: torch.dtype) ->
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_that_hardly_looks_ahead_is_refused_too(dtype: torch.dtype) -> None:
+    """Fresh weights attend to everything alike and almost not at all."""
+    torch.manual_seed(0)
+    model = transformers.BertLMHeadModel(transformers.BertConfig(**COMMON)).eval().to(dtype)
+    with pytest.raises(BadInput, match="BertLMHeadModel isn't causal"):
+        refuse_non_causal(model, 256)
+
+
 @pytest.mark.parametrize("block", [2, 5, 8, 15])
 def test_a_model_that_looks_ahead_within_a_block_is_refused(block: int) -> None:
     model = small_model("llama")
@@ -262,3 +278,18 @@ def test_a_context_shorter_than_the_probes_is_kept_to() -> None:
     engine = Engine(model, byte_tokenizer())
     assert engine.scorer is not None
     assert len(engine.loglikelihood([("ab", " cd"), ("a long context here", " cd")]).responses) == 2
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_models_of_libraries_and_pruned_ones_bring_no_code_of_their_own(family: str) -> None:
+    model = small_model(family)
+    assert is_stock(model)
+    assert is_stock(slice_model(model, random_masks(Anatomy.from_model(model), seed=2, sublayers=True)))
+
+
+def test_a_class_whose_method_was_replaced_is_own_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small_model("llama")
+    attention = type(model.model.layers[0].self_attn)
+    original = attention.forward
+    monkeypatch.setattr(attention, "forward", lambda *args, **kwargs: original(*args, **kwargs))
+    assert not is_stock(model)

@@ -391,11 +391,12 @@ def _new_tokens(options: dict[str, Any]) -> int:
 
 
 def context_length(config: Any, tokenizer: Any) -> int:
-    """Tokens that fit into the model, as the harness finds it: the config, the tokenizer, then 2,048."""
-    for name in ("max_position_embeddings", "n_positions", "n_ctx", "seq_length"):
-        value = getattr(config, name, None)
-        if isinstance(value, int) and value > 0:
-            return value
+    """Tokens that fit into the model, as the harness finds it: the text model's config, the config, the tokenizer, then 2,048."""
+    for part in (getattr(config, "text_config", None), config):
+        for name in ("max_position_embeddings", "n_positions", "n_ctx", "seq_length"):
+            value = getattr(part, name, None)
+            if isinstance(value, int) and value > 0:
+                return value
     limit = getattr(tokenizer, "model_max_length", None)
     if isinstance(limit, int) and limit < 10**9:
         return limit

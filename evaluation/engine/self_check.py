@@ -70,7 +70,7 @@ def refuse_non_causal(model: PreTrainedModel, longest: int) -> None:
     name = type(model).__name__
     if getattr(model.config, "is_encoder_decoder", False):
         raise BadInput(f"{name} is an encoder with a decoder; give a causal language model.")
-    n = min(16, longest)
+    n = max(2, min(16, longest))
     rows = usable_rows(model)
     base = torch.as_tensor(np.random.default_rng(1).integers(0, rows, n))
     changed = sorted({1, n // 2, n - 1})  # first, in the middle of a block, last

@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from prunebench.evaluation.engine import self_check
-from prunebench.evaluation.engine.engine import Engine
+from prunebench.evaluation.engine.engine import Engine, context_length
 from prunebench.evaluation.engine.generation import GenerationRequest
 from prunebench.evaluation.engine.scoring import ScoreRequest, plain_scores
 from prunebench.evaluation.engine.self_check import make_scorer, refuse_non_causal, window_sizes
@@ -271,6 +271,16 @@ def test_an_encoder_with_a_decoder_is_refused() -> None:
     model.config.is_encoder_decoder = True
     with pytest.raises(BadInput, match="is an encoder with a decoder; give a causal language model"):
         Engine(model, byte_tokenizer())
+
+
+def test_the_context_of_a_nested_text_model_counts() -> None:
+    from types import SimpleNamespace
+
+    tokenizer = byte_tokenizer()
+    nested = SimpleNamespace(max_position_embeddings=77, text_config=SimpleNamespace(max_position_embeddings=99))
+    assert context_length(nested, tokenizer) == 99
+    assert context_length(SimpleNamespace(n_positions=55, text_config=SimpleNamespace()), tokenizer) == 55
+    assert context_length(SimpleNamespace(), tokenizer) == 2048
 
 
 def test_a_context_shorter_than_the_probes_is_kept_to() -> None:

@@ -6,6 +6,7 @@ PYTEST ?= -n 2 --dist loadfile
 PY     := $(VENV)/bin/python
 
 export OMP_NUM_THREADS ?= 1
+export OMP_WAIT_POLICY ?= passive
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
@@ -52,6 +53,7 @@ site: $(VENV)/installed.stamp
 
 lint: $(VENV)/installed.stamp
 	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
 clean:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+import prunebench  # noqa: F401 (found beside this file; a plugin's own `models` or `methods` must not be, see below)
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse the command line and hand over; returns the exit code (0 done, 1 a cell failed, 2 bad input, 130 stopped)."""
-    from prunebench.experiments.cli import main as cli_main
+    """Hands the command line over; returns the exit code (0 done, 1 a cell failed, 2 bad input, 130 stopped)."""
+    from prunebench.experiments.commands import main as command_main
     from prunebench.leaderboard import build_report
 
-    return cli_main(argv, build_report)
+    return command_main(argv, build_report)
 
 
 if __name__ == "__main__":
+    sys.path.append(sys.path.pop(0))  # this file's folder last: a researcher's own packages go before our folders
     sys.exit(main())

@@ -70,10 +70,24 @@ class PerplexityDefinition(_Definition):
     block: int = 0
 
 
+class TaskSize(_Definition):
+    """What a task puts through a model, for estimates; tokens by SmolLM2's tokenizer, others differ by some ten per cent.
+
+    Attributes:
+        documents: items of the split; tokens: of one item, the context that its choices share counted once, and a
+            generated answer as its tokens; shared: tokens of few-shot examples that are run once for all items.
+    """
+
+    documents: int = Field(ge=1)
+    tokens: int = Field(ge=1)
+    shared: int = Field(default=0, ge=0)
+
+
 class TaskDefinition(_Definition):
     """One task: the harness's own file (`stock`), what we override, where the rows are and what they must hold."""
 
     name: str
+    size: TaskSize
     stock: str | None = None
     config: dict[str, Any] | None = None
     overrides: dict[str, Any] = {}

@@ -308,7 +308,7 @@ class _Run:
         """Under which the outcomes of a stratum are kept; "" where nothing is."""
         if self.store.folder is None:
             return ""
-        task = definition.model_dump(mode="json", by_alias=True, exclude={"sources", "chance", "strata"})
+        task = definition.model_dump(mode="json", by_alias=True, exclude={"sources", "chance", "strata", "size"})
         return key_of({"task": task, "stratum": stratum, "shots": entry.shots, "data": data.sha256, "indices": indices, **self.identity})
 
     def _reporter(self, label: str, done: int, total: int, count: int) -> Callable[[int, int], None] | None:

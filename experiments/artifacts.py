@@ -24,12 +24,11 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from prunebench.experiments.hashing import fingerprint, hash_file, hash_value
+from prunebench.experiments.hashing import hash_value
 from prunebench.models.errors import BadInput
+from prunebench.models.files import sha256_of
 
 TEMPORARY_PREFIX = ".tmp-"
-LARGE_BYTES = 1 << 26
-"""Above this a finished cell's file is checked by size and samples; it is hashed whole before a stage reads it."""
 
 
 class OutputError(BadInput):
@@ -180,13 +179,12 @@ class CellFolder:
             return None
         return dict(stamp)
 
-    def done(self, stage: str, inputs: str | None, problems: list[str], *, quick: bool = False) -> dict[str, Any] | None:
+    def done(self, stage: str, inputs: str | None, problems: list[str]) -> dict[str, Any] | None:
         """The stamp of a finished stage whose inputs are unchanged and whose files are whole; None if it must run.
 
         Args:
             inputs: hash of what the stage would read now; None accepts whatever it read.
             problems: gets one sentence for each damaged file, which is set aside.
-            quick: sample large files instead of hashing them whole.
         """
         before = self.stamp_path(stage).exists()
         stamp = self.read_stamp(stage)
@@ -196,7 +194,7 @@ class CellFolder:
             return None
         if inputs is not None and stamp["inputs"] != inputs:
             return None
-        damaged = self.damaged(stamp, quick=quick)
+        damaged = self.damaged(stamp)
         for name in damaged:
             problems.append(f"{name} is missing or changed since {stage} wrote it; set aside, the stage runs again")
             if (self.path / name).exists():
@@ -208,21 +206,18 @@ class CellFolder:
         try:
             stamp = json.loads(self.stamp_path(stage).read_text(encoding="utf-8"))
             seal = stamp.pop("seal")
-            return bool(seal == hash_value(stamp)) and not self.damaged(stamp, quick=True)
+            return bool(seal == hash_value(stamp)) and not self.damaged(stamp)
         except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
             return False
 
-    def damaged(self, stamp: dict[str, Any], *, quick: bool = False) -> list[str]:
-        """Names of the files of a stamp that are missing or changed; `quick` samples large ones."""
+    def damaged(self, stamp: dict[str, Any]) -> list[str]:
+        """Names of the files of a stamp that are missing or changed."""
         found = []
         for name, expected in stamp["artifacts"].items():
             path = self.path / name
             try:
                 is_whole = path.stat().st_size == expected["bytes"]
-                if is_whole and quick and expected["bytes"] > LARGE_BYTES:
-                    is_whole = fingerprint(path) == expected["fingerprint"]
-                elif is_whole:
-                    is_whole = hash_file(path) == expected["sha256"]
+                is_whole = is_whole and sha256_of(path) == expected["sha256"]
             except OSError:
                 is_whole = False
             if not is_whole:
@@ -250,9 +245,7 @@ class CellFolder:
             for path in sorted(scratch.rglob("*")):
                 if path.is_file():
                     name = path.relative_to(scratch).as_posix()
-                    artifacts[name] = {"bytes": path.stat().st_size, "sha256": hash_file(path)}
-                    if artifacts[name]["bytes"] > LARGE_BYTES:
-                        artifacts[name]["fingerprint"] = fingerprint(path)
+                    artifacts[name] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
             for entry in sorted(scratch.iterdir()):
                 target = self.path / entry.name
                 remove(target)
@@ -301,10 +294,10 @@ class CellFolder:
 
     def seal_record(self) -> None:
         """Notes the hash of the record as the program wrote it, so that one edited by hand is told apart."""
-        write_text(self.seal_file, hash_file(self.record_file) + "\n")
+        write_text(self.seal_file, sha256_of(self.record_file) + "\n")
 
     def record_is_sealed(self) -> bool:
         try:
-            return self.seal_file.read_text(encoding="utf-8").strip() == hash_file(self.record_file)
+            return self.seal_file.read_text(encoding="utf-8").strip() == sha256_of(self.record_file)
         except (OSError, UnicodeDecodeError):
             return False

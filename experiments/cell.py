@@ -12,7 +12,7 @@ from prunebench.experiments.hashing import short_id
 from prunebench.methods.data import CalibrationConfig
 from prunebench.models.special_tokens import Bos
 
-CELL_FORMAT = 1
+CELL_FORMAT = 2
 """Counted up when the meaning of a cell changes, so that old records are not taken for new ones."""
 
 DENSE = "dense"
@@ -23,7 +23,7 @@ class CellModel(Part):
     """What of a model choice changes numbers; the device it runs on is not part of a cell."""
 
     name: str
-    dtype: str
+    dtype: str | None
     attn_implementation: str | None
     revision: str | None
     trust_remote_code: bool

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from prunebench.evaluation import ProtocolRequest
+from prunebench.experiments.shorthands import DEFAULT_MODEL
 from prunebench.methods.data import CalibrationConfig
 from prunebench.models.loading import ModelSpec
 from prunebench.models.special_tokens import Bos
@@ -81,9 +82,7 @@ class Pattern(Part):
 class Grid(Part):
     """The axes. Every combination is a cell, less the excludes, plus the includes, plus one dense cell a model."""
 
-    model: Annotated[tuple[OneModel, ...], BeforeValidator(_as_list), Field(min_length=1)] = (
-        ModelSpec(name="embedded:smollm2-135m-instruct"),
-    )
+    model: Annotated[tuple[OneModel, ...], BeforeValidator(_as_list), Field(min_length=1)] = (ModelSpec(name=DEFAULT_MODEL),)
     method: Annotated[tuple[OneMethod, ...], BeforeValidator(_as_list)] = ()
     sparsity: Annotated[tuple[Sparsity, ...], BeforeValidator(_as_list)] = ()
     seed: Annotated[tuple[Seed, ...], BeforeValidator(_as_list), Field(min_length=1)] = (0,)

@@ -16,53 +16,19 @@ from typing import Any
 from prunebench.experiments.artifacts import CellFolder
 from prunebench.experiments.cell import CellConfig
 from prunebench.experiments.config import GridConfig
-from prunebench.experiments.model_check import meta_anatomy
 from prunebench.experiments.plan import PlannedCell
 from prunebench.experiments.progress import duration, gigabytes
 from prunebench.experiments.recovery import get_recovery
 from prunebench.experiments.run_cell import finished_record, millions
+from prunebench.models.anatomy import Anatomy
+from prunebench.models.loading import check_loads
 
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 FORWARD = 2  # operations per parameter and token
 TRAIN = 6
 TRAIN_ADAPTERS = 4  # frozen weights need no gradient of their own
 UTILISATION = 0.6  # share of a matrix product's speed that a whole forward pass reaches (0.63 measured, SmolLM2 on one core)
 FIXED_SECONDS = 4.0  # reading files, checking hashes, starting the evaluator
 DISK_BYTES_PER_SECOND = 4e8
-
-# Documents in the split, tokens that one document puts through the model (context shared by its choices counted once), and
-# tokens of few-shot examples that are run once for all documents. Measured with SmolLM2's tokenizer; others differ by some
-# ten per cent. Generated answers count as their tokens.
-TASK_SIZES: dict[str, tuple[int, int, int]] = {
-    "piqa": (1838, 60, 0),
-    "hellaswag": (10042, 180, 0),
-    "winogrande": (1267, 50, 0),
-    "arc_easy": (2376, 55, 0),
-    "arc_challenge": (1172, 65, 0),
-    "openbookqa": (500, 40, 0),
-    "boolq": (3270, 150, 0),
-    "social_iqa": (1954, 45, 0),
-    "commonsense_qa": (1221, 50, 0),
-    "copa": (100, 30, 0),
-    "storycloze_2018": (1571, 70, 0),
-    "race_high": (1045, 700, 0),
-    "sciq": (1000, 130, 0),
-    "lambada_openai": (5153, 90, 0),
-    "mmlu": (14042, 110, 57 * 550),
-    "mmlu_cloze": (14042, 90, 0),
-    "mmlu_generated": (14042, 110, 57 * 550),
-    "mmlu_four": (750, 90, 4 * 500),
-    "bbh_direct": (6511, 150, 27 * 500),
-    "bbh_cot": (6511, 350, 27 * 900),
-    "bbh_generated": (6511, 180, 27 * 500),
-    "basic_skills": (1000, 80, 6 * 400),
-    "passages": (5153, 90, 0),
-    "wikitext2_2048": (166, 2048, 0),
-    "wikitext2_128": (2600, 128, 0),
-    "ptb_2048": (55, 2048, 0),
-    "ptb_128": (880, 128, 0),
-}
-OTHER_TASK = (1000, 120, 0)
 
 
 @dataclass(frozen=True)
@@ -99,23 +65,25 @@ def measure_speed(threads: int | None = None) -> float:
 def evaluation_tokens(cell: CellConfig) -> int:
     """Tokens that the protocols of a cell put through the model."""
     from prunebench.evaluation import get_protocol
+    from prunebench.evaluation.catalogue import known_tasks
 
     tokens = 0
     for choice in cell.protocols:
         for entry in get_protocol(choice.name).tasks:
-            documents, size, shared = TASK_SIZES.get(entry.task, OTHER_TASK)
-            tokens += shared + size * (documents if choice.limit is None else min(choice.limit, documents))
+            size = known_tasks()[entry.task].size
+            tokens += size.shared + size.tokens * min(choice.limit or size.documents, size.documents)
     return tokens
 
 
 def estimate(cell: PlannedCell, speed: float) -> Estimate:
     """The cost of one cell at `speed` operations a second."""
-    anatomy = meta_anatomy(cell.model)
-    if anatomy is None:
+    model = check_loads(cell.model)
+    if model is None:
         return Estimate(None, None, None, None)
     config = cell.config
+    anatomy = Anatomy.from_model(model)
     dense = anatomy.dense_params
-    width = BYTES[config.model.dtype]
+    width = model.dtype.itemsize
     kept = (
         dense.total
         if config.sparsity is None

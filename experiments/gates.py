@@ -16,7 +16,7 @@ from prunebench.models.checkpoint import load_pruned
 from prunebench.models.errors import PrunebenchError
 from prunebench.models.masks import Masks
 
-RELOAD_TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2, "float16": 5e-3}
+RELOAD_TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 5e-3}
 """Largest difference of logits that a reload may make, as a share of the largest logit."""
 
 
@@ -92,7 +92,7 @@ def changed_weights(
     return changed
 
 
-def probe_reload(model: PreTrainedModel, checkpoint: Path, dtype: str) -> None:
+def probe_reload(model: PreTrainedModel, checkpoint: Path) -> None:
     """Refuses a checkpoint whose logits differ from those of the model in memory."""
     reloaded, _ = load_pruned(checkpoint)
     reloaded = reloaded.to(model.device)  # type: ignore[arg-type]
@@ -103,5 +103,5 @@ def probe_reload(model: PreTrainedModel, checkpoint: Path, dtype: str) -> None:
     difference = (expected - found).abs().max().item()
     if not math.isfinite(scale):
         raise GateFailed("the sliced model gives logits that are not numbers.")
-    if difference > RELOAD_TOLERANCE[dtype] * max(scale, 1e-6):
+    if difference > RELOAD_TOLERANCE[model.dtype] * max(scale, 1e-6):
         raise GateFailed(f"the checkpoint, reloaded, gives other logits than the model in memory (by {difference:.2e} of {scale:.2e}).")

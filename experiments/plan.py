@@ -12,14 +12,14 @@ from pydantic import ValidationError
 
 from prunebench.experiments.cell import DENSE, CellConfig, CellModel, CellProtocol
 from prunebench.experiments.config import Grid, GridConfig, MethodChoice, Pattern, RecoveryChoice
-from prunebench.experiments.hashing import hash_file
 from prunebench.experiments.model_check import check_model, data_fingerprint
 from prunebench.experiments.prompt import prompt_of
 from prunebench.experiments.recovery import get_recovery
 from prunebench.experiments.suggest import sentence, shown, unknown
 from prunebench.leaderboard.variants import in_words, set_apart
 from prunebench.models.errors import BadInput
-from prunebench.models.loading import ModelSpec
+from prunebench.models.files import sha256_of
+from prunebench.models.loading import ModelSpec, hub_commit, is_hub_id
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def plan_grid(config: GridConfig, data_dir: Path | None = None, *, needs_protoco
     data = "embedded" if data_dir is None else data_fingerprint(data_dir)
 
     cells: dict[str, PlannedCell] = {}
-    for model in config.grid.model:
+    for model in map(_pinned, config.grid.model):
         cell_model = CellModel(
             name=model.name,
             dtype=model.dtype,
@@ -121,6 +121,13 @@ def plan_grid(config: GridConfig, data_dir: Path | None = None, *, needs_protoco
     if not cells:
         raise BadInput("grid.exclude leaves no cell to run; exclude less.")
     return list(cells.values())
+
+
+def _pinned(model: ModelSpec) -> ModelSpec:
+    """The same model, a hub model at the commit that its revision names now."""
+    if not is_hub_id(model.name) or Path(model.name).expanduser().exists():
+        return model
+    return model.model_copy(update={"revision": hub_commit(model.name, model.revision) or model.revision})
 
 
 def select(cells: list[PlannedCell], wanted: list[str]) -> list[PlannedCell]:
@@ -268,6 +275,6 @@ def code_source(pruner: type) -> str:
     if pruner.__module__.startswith("prunebench.methods."):
         return "built-in"
     try:
-        return f"plugin:{hash_file(Path(inspect.getfile(pruner)))[:16]}"
+        return f"plugin:{sha256_of(Path(inspect.getfile(pruner)))[:16]}"
     except (TypeError, OSError):
         return f"plugin:{pruner.__module__}.{pruner.__qualname__}"

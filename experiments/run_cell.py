@@ -22,12 +22,10 @@ from prunebench.experiments.progress import Emit, duration, gigabytes
 from prunebench.experiments.recording import build_record, unfinished_record
 from prunebench.experiments.stopping import Stop, Stopped
 from prunebench.leaderboard.record import Record, read_record, write_record
-from prunebench.models.errors import PrunebenchError
+from prunebench.models.errors import PrunebenchError, is_out_of_memory
 
 HEARTBEAT_SECONDS = 1.0
 FINAL = ("done", "skipped")
-
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "std::bad_alloc")
 
 
 def run_cell(job: Job, emit: Emit, stop: Stop) -> Outcome:
@@ -113,7 +111,9 @@ class _CellRun:
         except MemoryError as error:
             let_go(error)
             return self._end("out_of_memory", f"{self.stage_name} took more memory than there is")
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # sys.exit() in a method ends its cell, not the run
             return self._failure(error)
         if self.job.until == "prune":
             return Outcome(cell_id=cell.id, status="pruned")
@@ -123,17 +123,17 @@ class _CellRun:
         """Whether a stage of a finished cell must run again because a file of it was damaged."""
         problems: list[str] = []
         for path in sorted((self.folder.path / "stages").glob("*.json")):
-            self.folder.done(path.stem, None, problems, quick=True)
+            self.folder.done(path.stem, None, problems)
         for problem in problems:
             self._problem(problem)
         return bool(problems)
 
-    def _failure(self, error: Exception) -> Outcome:
+    def _failure(self, error: BaseException) -> Outcome:
         known = output_error(Path(self.job.out), error)
         if known is not None:
             return Outcome(cell_id=self.job.cell.id, status="output_error", reason=str(known))
         text = str(error)
-        if any(sign in text.lower() for sign in OUT_OF_MEMORY) or type(error).__name__ == "OutOfMemoryError":
+        if is_out_of_memory(error):
             let_go(error)
             return self._end("out_of_memory", f"{self.stage_name} took more memory than there is: {first_line(text)}")
         if isinstance(error, PrunebenchError):
@@ -141,7 +141,8 @@ class _CellRun:
         with contextlib.suppress(OSError):
             write_text(self.folder.path / "error.txt", "".join(traceback.format_exception(error)))
         where = traceback.extract_tb(error.__traceback__)[-1]
-        reason = f"{self.job.cell.method} raised {type(error).__name__} in {self.stage_name}: {first_line(text)}"
+        what = f"called sys.exit({error.code!r})" if isinstance(error, SystemExit) else f"raised {type(error).__name__}"
+        reason = f"{self.job.cell.method} {what} in {self.stage_name}: {first_line(text)}"
         return self._end("failed", f"{reason} ({Path(where.filename).name}, line {where.lineno})")
 
     def _end(self, status: str, reason: str) -> Outcome:

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -31,7 +30,7 @@ from prunebench.methods.pruner import Run
 from prunebench.methods.registry import get_pruner
 from prunebench.models.anatomy import Anatomy, ParamCount, count_params
 from prunebench.models.budget import Budget
-from prunebench.models.checkpoint import load_pruned, save_pruned
+from prunebench.models.checkpoint import load_pruned, save_pruned, tensor_bytes
 from prunebench.models.errors import BadInput, PrunebenchError
 from prunebench.models.loading import LoadedModel, load_model, resolve_device
 from prunebench.models.masks import Masks
@@ -76,7 +75,8 @@ class Work:
             self.progress("loading the model", 0, 1)
             try:
                 loaded = load_model(self.job.model)
-                _check_form(loaded.tokenizer, self.cell)
+                if self.job.until == "record":
+                    _check_form(loaded.tokenizer, self.cell)
             except BadInput as error:
                 raise ModelNotLoaded(str(error)) from None
             self.dense, self.identity = loaded, loaded.identity
@@ -106,6 +106,7 @@ def prune(work: Work, scratch: Path) -> dict[str, Any]:
         raise Unsupported(support.reason)
     budget = Budget(cell.sparsity, "blocks" if cell.basis == "blocks" else "total")
     data = pruning_data(work, loaded.tokenizer, "calibration", needed=pruner_class.needs_calibration)
+    data.check_fits(model)
     curves = Curves(work.folder.work("prune") / CURVES_FILE)
     method_folder = work.folder.work("prune") / "method"
     method_folder.mkdir(exist_ok=True)
@@ -229,14 +230,10 @@ def slice_(work: Work, scratch: Path, pruned: dict[str, Any]) -> dict[str, Any]:
     save_pruned(sliced, loaded.tokenizer, scratch / CHECKPOINT, provenance)
     work.dense = None
     work.progress("slicing", 2, 3)
-    probe_reload(sliced, scratch / CHECKPOINT, work.cell.model.dtype)
+    probe_reload(sliced, scratch / CHECKPOINT)
     work.pruned = sliced
     work.progress("slicing", 3, 3)
-    return {"disk_bytes": folder_bytes(scratch / CHECKPOINT)}
-
-
-def folder_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return {"disk_bytes": tensor_bytes(sliced)}
 
 
 # --- recover ---------------------------------------------------------------------------------------------------------
@@ -256,19 +253,16 @@ def recover(work: Work, scratch: Path) -> dict[str, Any]:
     run = Run(seed=seed, device=model.device, folder=method_folder, progress=work.progress, log_metrics=curves.log)
     facts = recovery.recover(model, cell.recovery_config, data, run)
     save_pruned(model, tokenizer, scratch / RECOVERED, {"recovery": cell.recover_inputs()})
-    probe_reload(model, scratch / RECOVERED, cell.model.dtype)
+    probe_reload(model, scratch / RECOVERED)
     work.to_evaluate = None
-    return {**without_nan(facts), "curves": curves.read(), "disk_bytes": folder_bytes(scratch / RECOVERED)}
+    return {**without_nan(facts), "curves": curves.read(), "disk_bytes": tensor_bytes(model)}
 
 
 def load_checkpoint(work: Work, name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A checkpoint of this cell, read from disk onto the device of the job."""
     work.forget_models()
     spec = work.job.model
-    options: dict[str, Any] = {"attn_implementation": spec.attn_implementation}
-    if spec.device_map is not None:
-        options["device_map"] = spec.device_map
-    model, tokenizer = load_pruned(work.folder.path / name, dtype=getattr(torch, spec.dtype), **options)
+    model, tokenizer = load_pruned(work.folder.path / name, attn_implementation=spec.attn_implementation, device_map=spec.device_map)
     assert tokenizer is not None  # asked for by default
     if spec.device_map is None:
         model = model.to(resolve_device(spec.device))  # type: ignore[arg-type]
@@ -329,7 +323,7 @@ def evaluate(work: Work, scratch: Path) -> dict[str, Any]:
         result["dense"] = {"total": counted.total, "blocks": counted.blocks}
         result["shapes"] = shapes(anatomy, None)
         result["hidden"] = [anatomy.hidden_size, anatomy.hidden_size]
-        result["disk_bytes"] = sum(p.numel() * p.element_size() for p in model.parameters())
+        result["disk_bytes"] = tensor_bytes(model)
     return result
 
 

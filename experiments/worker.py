@@ -15,7 +15,6 @@ import socket
 import sys
 import traceback
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NoReturn
 
 from prunebench.experiments.job import Job, Outcome
@@ -31,7 +30,8 @@ def run_job(job: Job, emit: Emit, stop: Stop) -> Outcome:
     """Prepares this process for one job (threads, plugins) and runs it."""
     import torch
 
-    from prunebench.experiments.cli import quiet_libraries
+    from prunebench.experiments.progress import quiet_libraries
+    from prunebench.methods.registry import load_plugins
 
     quiet_libraries()
     if job.threads is not None:
@@ -40,13 +40,6 @@ def run_job(job: Job, emit: Emit, stop: Stop) -> Outcome:
     from prunebench.experiments.run_cell import run_cell
 
     return run_cell(job, emit, stop)
-
-
-def load_plugins(paths: tuple[str, ...]) -> list[str]:
-    """Imports plugin files; returns the names of the pruners that they register."""
-    from prunebench.methods.registry import load_plugin
-
-    return [name for path in paths for name in load_plugin(Path(path))]
 
 
 def run_job_text(text: str) -> str:
@@ -85,9 +78,10 @@ def main() -> None:
 def _preload() -> None:
     """What every cell imports sooner or later. Starts no threads, touches no GPU: a fork must find neither."""
     from prunebench import evaluation  # noqa: F401
-    from prunebench.experiments import cli
+    from prunebench.experiments import run_cell  # noqa: F401
+    from prunebench.experiments.progress import quiet_libraries
 
-    cli.quiet_libraries()
+    quiet_libraries()
     with contextlib.suppress(ImportError):
         import datasets  # noqa: F401
         import pyarrow.parquet  # noqa: F401

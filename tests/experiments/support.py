@@ -132,7 +132,7 @@ class Started:
             self.log = Path(log.name)
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(
-            ["prunebench.experiments.verbs", "prunebench.experiments.run_cell", "prunebench.evaluation", "lm_eval.tasks", "datasets"]
+            ["prunebench.experiments.commands", "prunebench.experiments.run_cell", "prunebench.evaluation", "lm_eval.tasks", "datasets"]
         )
         self.process = context.Process(target=_run_verb, args=(list(arguments), str(self.log)))
         self.process.start()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from prunebench.experiments.cli import build_parser
+from prunebench.experiments.commands.arguments import normalised
 from prunebench.experiments.load_config import load_config, parse_setting
 from prunebench.experiments.plan import plan_grid
 from prunebench.models.errors import BadInput
@@ -115,14 +115,21 @@ def test_a_setting_that_is_no_key_and_value_is_refused(setting: str) -> None:
 
 
 def test_several_protocols_and_settings_may_follow_one_flag_or_several() -> None:
-    parser = build_parser()
-    together = parser.parse_args(["evaluate", "--protocol", "reading", "mmlu_5shot", "--set", "grid.seed=1", "evaluation.seed=2"])
-    apart = parser.parse_args(
-        ["evaluate", "--protocol", "reading", "--protocol", "mmlu_5shot", "--set", "grid.seed=1", "--set", "evaluation.seed=2"]
-    )
-    assert together == apart
-    assert together.protocol == ["reading", "mmlu_5shot"]
-    assert parser.parse_args(["evaluate"]).protocol == [], "one call must not add to the defaults of the next"
+    together = normalised(["evaluate", "--protocol", "reading", "mmlu_5shot", "--set", "grid.seed=1", "evaluation.seed=2", "--plain"])
+    apart = [
+        "evaluate",
+        "--protocol",
+        "reading",
+        "--protocol",
+        "mmlu_5shot",
+        "--set",
+        "grid.seed=1",
+        "--set",
+        "evaluation.seed=2",
+        "--plain",
+    ]
+    assert together == apart == normalised(apart)
+    assert normalised(["export", "--to", "a", "--only", "1", "--only", "2"]) == ["export", "--to", "a", "--only", "1", "--only", "2"]
 
 
 def test_the_grid_in_the_docs_is_planned_as_it_says(tmp_path: Path) -> None:

@@ -14,9 +14,11 @@ from prunebench.experiments.artifacts import CellFolder, output_error
 from prunebench.experiments.config import GridConfig
 from prunebench.experiments.executors import Executor
 from prunebench.experiments.job import Job, Outcome
+from prunebench.experiments.lengths import check_lengths
 from prunebench.experiments.model_check import check_sparsity, meta_anatomy
 from prunebench.experiments.plan import PlannedCell
 from prunebench.experiments.progress import View
+from prunebench.experiments.rehearsal import rehearse
 from prunebench.experiments.run_cell import FINAL, finished_record
 from prunebench.experiments.stopping import Stop
 from prunebench.models.errors import BadInput
@@ -90,21 +92,25 @@ def make_jobs(
     ]
 
 
-def check_feasible(cells: Sequence[PlannedCell]) -> None:
-    """Refuses what can't be loaded, read or reached, before anything is fetched or written.
+def check_feasible(cells: Sequence[PlannedCell], until: Literal["prune", "record"] = "record") -> None:
+    """Refuses what can't be loaded, read, pruned or reached, before anything is fetched or written.
 
-    A model that isn't here yet is looked at once it is: see `fetch_models`.
+    A model that isn't here yet passes; call this again once it is (see `fetch_models`).
 
     Raises:
-        BadInput: files of a model that don't fit each other, a model that can't be pruned.
+        BadInput: files of a model that don't fit each other, a model that can't be pruned, a length that a model's
+            context has no room for.
         BudgetError: a sparsity that a model can't reach.
     """
     for model in dict.fromkeys(cell.model for cell in cells):
         meta_anatomy(model)
+    for model in dict.fromkeys(cell.model for cell in cells if not cell.config.is_dense):
+        rehearse(model)
     asked = {(cell.model, cell.config.sparsity, cell.config.basis) for cell in cells if cell.config.sparsity is not None}
     for model, sparsity, basis in sorted(asked, key=str):
         assert sparsity is not None  # filtered above
         check_sparsity(model, sparsity, basis)
+    check_lengths(cells, until)
 
 
 def fetch_models(cells: Sequence[PlannedCell]) -> None:
@@ -117,7 +123,6 @@ def fetch_models(cells: Sequence[PlannedCell]) -> None:
         if model.name.startswith(EMBEDDED_PREFIX):
             log.info("looking for %s in the cache", model.name)
         resolve_model(model)
-    check_feasible(cells)
 
 
 def run_grid(

@@ -103,6 +103,7 @@ def prune(work: Work, scratch: Path) -> dict[str, Any]:
         raise Unsupported(support.reason)
     budget = Budget(cell.sparsity, "blocks" if cell.basis == "blocks" else "total")
     data = pruning_data(work, loaded.tokenizer, "calibration", needed=pruner_class.needs_calibration)
+    data.check_fits(model)
     curves = Curves(work.folder.work("prune") / CURVES_FILE)
     method_folder = work.folder.work("prune") / "method"
     method_folder.mkdir(exist_ok=True)

@@ -13,18 +13,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunebench.methods.calibration.contamination import evaluation_index
 from prunebench.methods.calibration.sampling import CleanDocuments, draw_samples
 from prunebench.methods.calibration.sources import load_corpus
-from prunebench.methods.calibration.training_text import Example, TrainingConfig, TrainingText, build_training_text
+from prunebench.methods.calibration.training_text import BOS, Example, TrainingConfig, TrainingText, bos_words, build_training_text
+from prunebench.models.context import check_tokens
 from prunebench.models.errors import BadInput
+from prunebench.models.special_tokens import Bos, bos_ids
 
 __all__ = [
     "CalibrationConfig",
@@ -48,18 +49,8 @@ class CalibrationConfig(BaseModel):
         "the name of a file DIR/calibration/NAME.jsonl, or a hub id ORG/NAME",
     )
     num_samples: int = Field(32, ge=1, description="samples")
-    seq_len: int = Field(128, ge=8, description="tokens a sample")
-
-
-class CalibrationChoice(Protocol):
-    """What `build_pruning_data` reads of a config; `CalibrationConfig` has it, and so has the grid's own block."""
-
-    @property
-    def source(self) -> str: ...
-    @property
-    def num_samples(self) -> int: ...
-    @property
-    def seq_len(self) -> int: ...
+    seq_len: int = Field(128, ge=8, description="tokens a sample, BOS included")
+    bos: Bos = Field("tokenizer", description=BOS.format("samples"))
 
 
 @dataclass(frozen=True)
@@ -71,6 +62,7 @@ class PruningData:
             has no calibration data.
         description: where the samples come from, in one line.
         tokenizer, seed, data_dir: what `training_text` draws with; None where the data were made without them.
+        bos_tokens: so many ids at the start of every sample are its BOS.
     """
 
     calibration: Tensor
@@ -78,6 +70,7 @@ class PruningData:
     tokenizer: PreTrainedTokenizerBase | None = field(default=None, repr=False)
     seed: int = 0
     data_dir: Path | None = None
+    bos_tokens: int = 0
 
     @classmethod
     def none(cls) -> PruningData:
@@ -98,32 +91,52 @@ class PruningData:
         """Batches (at most batch_size, seq_len) in a fixed order."""
         yield from self.calibration.split(batch_size) if len(self.calibration) else ()
 
-    def require_calibration(self, method: str) -> Tensor:
-        """The calibration samples, for a method that can't do without.
+    def check_fits(self, model: PreTrainedModel) -> None:
+        """Refuses calibration samples that a model can't take.
 
         Raises:
-            BadInput: there are none.
+            BadInput: they are longer than its context, or hold ids beyond its embedding.
+        """
+        check_tokens("the calibration samples", "calibration.seq_len", self.calibration, model)
+
+    def require_calibration(self, method: str, model: PreTrainedModel | None = None) -> Tensor:
+        """The calibration samples, for a method that can't do without.
+
+        Args:
+            model: what they are for; they are checked against it.
+        Raises:
+            BadInput: there are none, or the model can't take them.
         """
         if not self.calibration.numel():
             raise BadInput(
                 f"{method} needs calibration text, and this grid gives none; set calibration: {{source: embedded}} or another source."
             )
+        if model is not None:
+            self.check_fits(model)
         return self.calibration
 
-    def training_text(self, config: TrainingConfig) -> TrainingText:
+    def training_text(self, config: TrainingConfig, model: PreTrainedModel | None = None) -> TrainingText:
         """Training and validation examples of a source; equal for every method and recovery with the same config and seed.
 
+        Args:
+            model: what they are for; they are checked against it.
         Raises:
-            BadInput: the source can't be had, is too small or contains evaluation items, or this data has no tokenizer.
+            BadInput: the source can't be had, is too small or contains evaluation items, this data has no tokenizer, or the
+                model can't take the examples.
         """
         if self.tokenizer is None:
             raise BadInput(f"training text {config.source!r} needs a tokenizer, and these data ({self.description}) were made without one.")
         documents = CleanDocuments(load_corpus(config.source, self.data_dir), config.source, evaluation_index(self.data_dir))
-        return build_training_text(config, documents, self.tokenizer, torch.Generator().manual_seed(self.seed))
+        text = build_training_text(config, documents, self.tokenizer, torch.Generator().manual_seed(self.seed))
+        if model is not None:
+            check_tokens(
+                "the training examples", "a training example (text.max_len)", (e.tokens for e in (*text.train, *text.validation)), model
+            )
+        return text
 
 
 def build_pruning_data(
-    config: CalibrationChoice, tokenizer: PreTrainedTokenizerBase, seed: int, data_dir: Path | None = None
+    config: CalibrationConfig, tokenizer: PreTrainedTokenizerBase, seed: int, data_dir: Path | None = None
 ) -> PruningData:
     """Draws the calibration samples of one grid seed.
 
@@ -132,10 +145,13 @@ def build_pruning_data(
     files (those of `data_dir`, else the embedded ones) are left out; a source with many of them is refused.
 
     Raises:
-        BadInput: unknown source, nowhere to be had, too little text for the samples, or evaluation items in it.
+        BadInput: unknown source, nowhere to be had, too little text for the samples, evaluation items in it, or bos 'always'
+            with a tokenizer that has no BOS token.
     """
+    bos = bos_ids(tokenizer, config.bos)
     documents = CleanDocuments(load_corpus(config.source, data_dir), config.source, evaluation_index(data_dir))
     generator = torch.Generator().manual_seed(seed)
-    calibration = draw_samples(documents, tokenizer, config.num_samples, config.seq_len, generator)
-    description = f"{config.source} ({documents.corpus.origin}), {config.num_samples} samples of {config.seq_len} tokens{documents.note}"
-    return PruningData(calibration, description, tokenizer, seed, data_dir)
+    calibration = draw_samples(documents, tokenizer, config.num_samples, config.seq_len, generator, bos)
+    samples = f"{config.num_samples} samples of {config.seq_len} tokens {bos_words(len(bos))}"
+    description = f"{config.source} ({documents.corpus.origin}), {samples}{documents.note}"
+    return PruningData(calibration, description, tokenizer, seed, data_dir, len(bos))

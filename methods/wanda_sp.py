@@ -39,7 +39,7 @@ class WandaSp(Pruner[WandaSpConfig]):
     Config = WandaSpConfig
 
     def prune(self, model: PreTrainedModel, budget: Budget, data: PruningData, run: Run) -> Masks:
-        samples = data.require_calibration("wanda_sp")
+        samples = data.require_calibration("wanda_sp", model)
         anatomy = Anatomy.from_model(model)
         counts = solve_uniform(anatomy, budget, unprotected_layers(anatomy, self.config.protect_first, self.config.protect_last))
         sizes = [anatomy.layer_sizes(layer.index) for layer in anatomy.layers]

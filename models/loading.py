@@ -147,6 +147,22 @@ def load_config(spec: ModelSpec) -> PreTrainedConfig | None:
     return None
 
 
+def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of a model whose files are here; None for others, and for the embedded model, which is not fetched for it.
+
+    Raises:
+        BadInput: it can't be read.
+    """
+    files = local_files(spec)
+    return None if files is None else _tokenizer_of(files.sha256, spec, files.folder)
+
+
+@functools.lru_cache(maxsize=16)
+def _tokenizer_of(sha256: str, spec: ModelSpec, folder: Path) -> PreTrainedTokenizerBase:
+    """Remembered by what the files hold."""
+    return open_tokenizer(model_files(folder, trust_remote_code=spec.trust_remote_code), spec.options)
+
+
 def local_files(spec: ModelSpec) -> ModelFiles | None:
     """The files of a model that is here already: a folder, a hub model in the hub's cache, a GGUF file that was converted.
 
@@ -220,15 +236,22 @@ def _snapshot(spec: ModelSpec, *, here_only: bool) -> Path | None:
 
 @functools.lru_cache(maxsize=64)
 def hub_commit(name: str, revision: str | None) -> str | None:
-    """The commit that a hub revision names now: by the hub, else by its cache here; None where neither knows it."""
+    """The commit that a hub revision names now: by the hub, else by its cache here; None where neither knows it.
+
+    Raises:
+        CheckpointError: the hub says that there is no such model or revision, or that it may not be read.
+    """
     if revision is not None and COMMIT.fullmatch(revision):
         return revision
     from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     if not constants.is_offline_mode():
         try:
             return HfApi().model_info(name, revision=revision, timeout=10).sha
-        except Exception as error:  # no network, no such model, no leave: loading says it properly
+        except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError) as error:
+            raise CheckpointError(f"model {name!r} can't be had from the hub ({one_line(error)}); use {ACCEPTED}.") from None
+        except Exception as error:  # no network: its cache here may still know
             log.debug("the hub does not tell the commit of %s: %s", name, error)
     folder = _snapshot(ModelSpec(name=name, revision=revision), here_only=True)
     return folder.name if folder is not None and COMMIT.fullmatch(folder.name) else None

@@ -19,6 +19,7 @@ def evaluate_model(cells: RunningCells) -> int:
     """Scores one model that need not be of any grid, and prints the table."""
     from prunebench import evaluation
     from prunebench.experiments.artifacts import prepare_output_folder
+    from prunebench.experiments.lengths import check_protocol_lengths
     from prunebench.experiments.load_config import load_config
     from prunebench.experiments.progress import make_view, quiet_libraries
     from prunebench.experiments.prompt import prompt_of
@@ -41,6 +42,7 @@ def evaluate_model(cells: RunningCells) -> int:
     config = load_config(None, cells.settings, cells.shorthands())
     spec: ModelSpec = config.grid.model[0]
     prompt = prompt_of(config.evaluation.prompt)
+    check_protocol_lengths([choice.name for choice in config.protocols], prompt, spec)
     if cells.out is not None:
         prepare_output_folder(cells.out)
     stop = Stop()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -63,31 +63,55 @@ class CleanDocuments:
 
 
 def draw_samples(
-    documents: CleanDocuments, tokenizer: PreTrainedTokenizerBase, num_samples: int, seq_len: int, generator: torch.Generator
+    documents: CleanDocuments,
+    tokenizer: PreTrainedTokenizerBase,
+    num_samples: int,
+    seq_len: int,
+    generator: torch.Generator,
+    bos: Sequence[int] = (),
 ) -> Tensor:
-    """(num_samples, seq_len) int64 crops that don't overlap; no padding, no special tokens added at the start.
+    """(num_samples, seq_len) int64: the ids of `bos`, then text; crops of text that don't overlap, without padding.
 
     Raises:
         BadInput: too little text for that many samples, or text that contains evaluation items.
     """
     draw = _from_documents if documents.corpus.drawing == "documents" else _from_stream
-    samples = draw(documents, tokenizer, num_samples, seq_len, generator)
+    samples = draw(documents, tokenizer, num_samples, seq_len - len(bos), generator, bos)
     documents.refuse_if_contaminated()
     if len(samples) < num_samples:
         raise BadInput(
             f"calibration source {documents.name!r} ({documents.corpus.origin}) gives {len(samples)} samples of {seq_len} tokens, "
             f"{num_samples} are asked for; lower num_samples or seq_len, or choose a longer text."
         )
-    return torch.stack(samples)
+    begin = torch.tensor(bos, dtype=torch.int64)
+    return torch.stack([torch.cat([begin, sample]) for sample in samples])
 
 
-def tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> Tensor:
-    """(tokens,) int64, without special tokens; long texts give no warning."""
-    return torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=torch.int64)
+def tokenize(tokenizer: PreTrainedTokenizerBase, text: str, bos: Sequence[int] = ()) -> Tensor:
+    """(tokens,) int64 of the text alone: no special tokens are added, and a `bos` that the text itself begins with is left out.
+
+    Long texts give no warning.
+    """
+    tokens: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    own = len(bos) if bos and list(tokens[: len(bos)]) == list(bos) else 0
+    return torch.tensor(tokens[own:], dtype=torch.int64)
+
+
+def ended(tokens: Tensor, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+    """The tokens with the end-of-text token at their end, once; as they are where the tokenizer has none."""
+    end = tokenizer.eos_token_id
+    if end is None or (len(tokens) and int(tokens[-1]) == end):
+        return tokens
+    return torch.cat([tokens, torch.tensor([end], dtype=torch.int64)])
 
 
 def _from_documents(
-    documents: CleanDocuments, tokenizer: PreTrainedTokenizerBase, num_samples: int, seq_len: int, generator: torch.Generator
+    documents: CleanDocuments,
+    tokenizer: PreTrainedTokenizerBase,
+    num_samples: int,
+    seq_len: int,
+    generator: torch.Generator,
+    bos: Sequence[int],
 ) -> list[Tensor]:
     """One random crop of each document that is long enough; further crops of the same documents only when these run out."""
     samples: list[Tensor] = []
@@ -95,7 +119,7 @@ def _from_documents(
     for document in documents.shuffled(generator):
         if len(samples) == num_samples:
             break
-        tokens = tokenize(tokenizer, document.text)
+        tokens = tokenize(tokenizer, document.text, bos)
         if len(tokens) < seq_len:
             continue
         start = int(torch.randint(len(tokens) - seq_len + 1, (), generator=generator))
@@ -109,17 +133,21 @@ def _from_documents(
 
 
 def _from_stream(
-    documents: CleanDocuments, tokenizer: PreTrainedTokenizerBase, num_samples: int, seq_len: int, generator: torch.Generator
+    documents: CleanDocuments,
+    tokenizer: PreTrainedTokenizerBase,
+    num_samples: int,
+    seq_len: int,
+    generator: torch.Generator,
+    bos: Sequence[int],
 ) -> list[Tensor]:
     """Documents in random order, joined (by the end-of-text token after instructions, else by a blank line), then cut."""
-    end = torch.tensor([tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else [], dtype=torch.int64)
     pieces: list[Tensor] = []
     total = 0
     for document in documents.shuffled(generator):
         if total >= num_samples * seq_len:
             break
-        tokens = tokenize(tokenizer, document.text if document.prompt else document.text + "\n\n")
-        pieces.append(torch.cat([tokens, end]) if document.prompt else tokens)
+        tokens = tokenize(tokenizer, document.text if document.prompt else document.text + "\n\n", bos)
+        pieces.append(ended(tokens, tokenizer) if document.prompt else tokens)
         total += len(pieces[-1])
     stream = torch.cat(pieces) if pieces else torch.empty(0, dtype=torch.int64)
     return [crop for crop in stream.split(seq_len) if len(crop) == seq_len][:num_samples]

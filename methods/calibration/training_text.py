@@ -11,8 +11,16 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from prunebench.methods.calibration.sampling import CleanDocuments, tokenize
+from prunebench.methods.calibration.sampling import CleanDocuments, ended, tokenize
 from prunebench.models.errors import BadInput
+from prunebench.models.special_tokens import Bos, bos_ids
+
+BOS = "whether {} begin with BOS: as the tokenizer does in real use, always, or never"
+
+
+def bos_words(bos: int) -> str:
+    """How a description of data names its choice."""
+    return "with BOS" if bos else "without BOS"
 
 
 class TrainingConfig(BaseModel):
@@ -21,7 +29,8 @@ class TrainingConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     source: str = Field("alpaca", min_length=1, description="as CalibrationConfig.source; 'embedded' where nothing else is there")
-    max_len: int = Field(256, ge=8, description="tokens; longer examples are cut at the end")
+    max_len: int = Field(256, ge=8, description="tokens, BOS included; longer examples are cut at the end")
+    bos: Bos = Field("tokenizer", description=BOS.format("examples"))
     validation_examples: int = Field(2000, ge=1, description="held out; at most a tenth of what the source has")
     max_examples: int | None = Field(None, ge=1, description="training examples to read; None: all of the source")
 
@@ -31,7 +40,7 @@ class Example:
     """One training sequence.
 
     tokens: (length,) int64 with the end-of-text token where it wasn't cut; prompt_tokens: so many at the start carry no
-    loss (0 for plain text).
+    loss, BOS among them (none of plain text).
     """
 
     tokens: Tensor
@@ -50,12 +59,28 @@ class TrainingText:
     """Training and validation examples in a fixed random order.
 
     Where the source is instructions, the loss is on the response; where it is plain text, on everything, in pieces of
-    at most `max_len` tokens.
+    at most `max_len` tokens. Every example begins with `bos_tokens` ids of BOS.
     """
 
     train: tuple[Example, ...]
     validation: tuple[Example, ...]
     description: str
+    bos_tokens: int = 0
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest example."""
+        return max((len(example.tokens) for example in (*self.train, *self.validation)), default=0)
+
+    def without_bos(self) -> TrainingText:
+        """The same examples without their BOS, to stand behind a prompt that has it."""
+        if not self.bos_tokens:
+            return self
+
+        def without(examples: tuple[Example, ...]) -> tuple[Example, ...]:
+            return tuple(Example(e.tokens[self.bos_tokens :], e.prompt_tokens - self.bos_tokens) for e in examples)
+
+        return TrainingText(without(self.train), without(self.validation), self.description)
 
     @cached_property
     def sha256(self) -> str:
@@ -75,9 +100,10 @@ def build_training_text(
     """Tokenises the documents of a source in random order; the first ones are held out for validation.
 
     Raises:
-        BadInput: fewer than 2 usable examples, or text that contains evaluation items.
+        BadInput: fewer than 2 usable examples, text that contains evaluation items, or bos 'always' without a BOS token.
     """
-    end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
+    bos = bos_ids(tokenizer, config.bos)
+    begin = torch.tensor(bos, dtype=torch.int64)
     held_out = max(1, min(config.validation_examples, len(documents.corpus.documents) // 10))
     wanted = None if config.max_examples is None else config.max_examples + held_out
     examples: list[Example] = []
@@ -87,13 +113,13 @@ def build_training_text(
         if document.prompt:
             if not document.response.strip():
                 continue
-            prompt = tokenize(tokenizer, document.prompt)
-            tokens = torch.cat([prompt, tokenize(tokenizer, document.response), torch.tensor(end, dtype=torch.int64)])[: config.max_len]
+            prompt = torch.cat([begin, tokenize(tokenizer, document.prompt, bos)])
+            tokens = torch.cat([prompt, ended(tokenize(tokenizer, document.response), tokenizer)])[: config.max_len]
             if len(tokens) > len(prompt):
                 examples.append(Example(tokens, len(prompt)))
         else:
-            tokens = torch.cat([tokenize(tokenizer, document.text), torch.tensor(end, dtype=torch.int64)])
-            examples += [Example(piece, 0) for piece in tokens.split(config.max_len) if len(piece) > 1]
+            pieces = ended(tokenize(tokenizer, document.text, bos), tokenizer).split(config.max_len - len(bos))
+            examples += [Example(torch.cat([begin, piece]), len(bos)) for piece in pieces if len(piece) > 1]
     documents.refuse_if_contaminated()
     if len(examples) <= held_out:
         raise BadInput(
@@ -101,5 +127,16 @@ def build_training_text(
             "at least one for training and one for validation are needed."
         )
     kept = examples[:wanted]
-    description = f"{documents.name} ({documents.corpus.origin}){documents.note}"
-    return TrainingText(tuple(kept[held_out:]), tuple(kept[:held_out]), description)
+    description = f"{documents.name} ({documents.corpus.origin}), {bos_words(len(bos))}{documents.note}"
+    return TrainingText(tuple(kept[held_out:]), tuple(kept[:held_out]), description, len(bos))
+
+
+def training_texts(settings: BaseModel, path: str = "") -> dict[str, TrainingConfig]:
+    """Every training text among `settings`, by its dotted name."""
+    found: dict[str, TrainingConfig] = {}
+    for name, value in settings:
+        if isinstance(value, TrainingConfig):
+            found[path + name] = value
+        elif isinstance(value, BaseModel):
+            found |= training_texts(value, f"{path}{name}.")
+    return found

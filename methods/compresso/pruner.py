@@ -10,11 +10,10 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from prunebench.methods.calibration.sampling import tokenize
-from prunebench.methods.calibration.training_text import Example, TrainingConfig
+from prunebench.methods.calibration.training_text import Example, TrainingConfig, TrainingText
 from prunebench.methods.compresso.prompts import Prompt, prompt_text
 from prunebench.methods.data import PruningData
-from prunebench.methods.pruner import Pruner, PrunerConfig, Run, Support
+from prunebench.methods.pruner import CountPrompt, Pruner, PrunerConfig, Run, Support
 from prunebench.methods.registry import register
 from prunebench.methods.training.adapters import Projection
 from prunebench.methods.training.gates import GateKinds
@@ -30,8 +29,10 @@ from prunebench.methods.training.source_text import fingerprint, text_to_learn
 from prunebench.methods.training.stages import HEAD_MASK_LR, FineTune, LearnMasks
 from prunebench.models.anatomy import Anatomy
 from prunebench.models.budget import Budget
+from prunebench.models.context import check_tokens
 from prunebench.models.errors import BadInput
 from prunebench.models.masks import Masks
+from prunebench.models.special_tokens import Bos, prompt_ids
 
 log = logging.getLogger(__name__)
 
@@ -129,11 +130,19 @@ class Compresso(Pruner[CompressoConfig]):
         epochs = config.pruning_epochs + (config.warmup_epochs + config.finetune_epochs if config.lora_rank else 0)
         return None if config.steps_per_epoch is None else round(epochs * config.steps_per_epoch * config.batch_tokens)
 
+    def lengths(self, seq_len: int, prompt_tokens: CountPrompt) -> dict[str, int]:
+        text, prompt = self.config.text, prompt_text(self.config.prompt)
+        lengths = super().lengths(seq_len, prompt_tokens)
+        if prompt:
+            name, length = ("calibration.seq_len", seq_len) if text.source == "calibration" else ("text.max_len", text.max_len)
+            own_bos = prompt_tokens(prompt, text.bos) - prompt_tokens(prompt, "never")  # which examples behind it don't have
+            lengths[f"prompt + {name}"] = prompt_tokens(prompt, text.bos) + length - own_bos
+        return lengths
+
     def prune(self, model: PreTrainedModel, budget: Budget, data: PruningData, run: Run) -> Masks:
         config: CompressoConfig = self.config
-        text = text_to_learn(config.text, config.self_text_examples, model, data, run)
+        text, prompt = text_behind_prompt(config, model, data, run)
         examples, held_out = list(text.train), list(text.validation)
-        prompt = prompt_tokens(config.prompt, data)
         if prompt is not None and not can_split(model):
             examples, held_out, prompt = with_prompt(examples, prompt), with_prompt(held_out, prompt), None
         settings = LearnerSettings(
@@ -187,8 +196,23 @@ class Compresso(Pruner[CompressoConfig]):
             return learner.finish()
 
 
-def prompt_tokens(prompt: Prompt, data: PruningData) -> Tensor | None:
-    """Token ids of the collaborative prompt; None for 'none'.
+def text_behind_prompt(config: CompressoConfig, model: PreTrainedModel, data: PruningData, run: Run) -> tuple[TrainingText, Tensor | None]:
+    """The training text and the prompt that each of its examples stands behind (None: no prompt); BOS stands before both, once.
+
+    Raises:
+        BadInput: the text can't be had, or prompt and text together are more than the model's context.
+    """
+    text = text_to_learn(config.text, config.self_text_examples, model, data, run)
+    prompt = prompt_tokens(config.prompt, data, config.text.bos)
+    if prompt is None:
+        return text, None
+    text = text.without_bos()
+    check_tokens("the ids of the prompt", f"the prompt ({len(prompt)} tokens) + the text", [prompt], model, before=text.longest)
+    return text, prompt
+
+
+def prompt_tokens(prompt: Prompt, data: PruningData, bos: Bos = "tokenizer") -> Tensor | None:
+    """Token ids of the collaborative prompt, as scoring with it has them; None for 'none'.
 
     Raises:
         BadInput: there is no tokenizer for it.
@@ -198,7 +222,7 @@ def prompt_tokens(prompt: Prompt, data: PruningData) -> Tensor | None:
         return None
     if data.tokenizer is None:
         raise BadInput(f"prompt {prompt!r} needs a tokenizer, and these data ({data.description}) were made without one; use prompt: none.")
-    return tokenize(data.tokenizer, text)
+    return torch.tensor(prompt_ids(data.tokenizer, text, bos), dtype=torch.int64)
 
 
 def gate_kinds(config: CompressoConfig, anatomy: Anatomy) -> GateKinds:

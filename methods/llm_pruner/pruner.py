@@ -59,7 +59,7 @@ class LLMPruner(Pruner[LLMPrunerConfig]):
         anatomy = Anatomy.from_model(model)
         if self.config.strategy == "layer":
             return prune_depth(anatomy, budget)
-        samples = data.require_calibration("llm_pruner")
+        samples = data.require_calibration("llm_pruner", model)
         masks = None
         for step in range(1, self.config.iterative_steps + 1):
             progress = step / self.config.iterative_steps

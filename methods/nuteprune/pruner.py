@@ -16,7 +16,7 @@ from prunebench.methods.nuteprune.distillation import KLReduction, LayerScale
 from prunebench.methods.nuteprune.published_count import published_sparsity_of
 from prunebench.methods.nuteprune.snapshots import REACHED_MARGIN, Progression, SnapshotManager
 from prunebench.methods.nuteprune.teaching import Distill, TaughtLearner
-from prunebench.methods.pruner import Pruner, PrunerConfig, Run, Support
+from prunebench.methods.pruner import CountPrompt, Pruner, PrunerConfig, Run, Support
 from prunebench.methods.registry import register
 from prunebench.methods.training.adapters import Projection
 from prunebench.methods.training.gates import GateKinds
@@ -135,13 +135,24 @@ class NutePrune(Pruner[NutePruneConfig]):
         epochs = config.pruning_epochs + (config.finetune_epochs if config.lora_rank else 0)
         return None if config.steps_per_epoch is None else round(epochs * config.steps_per_epoch * config.batch_tokens)
 
+    def lengths(self, seq_len: int, prompt_tokens: CountPrompt) -> dict[str, int]:
+        lengths = super().lengths(seq_len, prompt_tokens)
+        if not self._tunes_on_other_text:
+            lengths.pop("finetune_text.max_len", None)
+        return lengths
+
+    @property
+    def _tunes_on_other_text(self) -> bool:
+        config: NutePruneConfig = self.config
+        return config.finetune_text is not None and bool(config.finetune_epochs and config.lora_rank)
+
     def prune(self, model: PreTrainedModel, budget: Budget, data: PruningData, run: Run) -> Masks:
         config: NutePruneConfig = self.config
         if model.dtype == torch.float16:
             raise BadInput("dtype: float16 is too coarse for the gradients of nuteprune's layer loss; use bfloat16 or float32.")
         text = text_to_learn(config.text, config.self_text_examples, model, data, run)
         later = text
-        if config.finetune_text is not None and config.finetune_epochs and config.lora_rank:
+        if config.finetune_text is not None and self._tunes_on_other_text:
             later = text_to_learn(config.finetune_text, config.self_text_examples, model, data, run)
         settings = LearnerSettings(
             rank=config.lora_rank,

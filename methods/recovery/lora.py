@@ -75,7 +75,7 @@ def recover_lora(model: PreTrainedModel, config: LoraRecoveryConfig, data: Pruni
         BadInput: the training text can't be had or is too small.
         TrainingDiverged: a loss is not finite; says at which step.
     """
-    text = data.training_text(config.text)
+    text = data.training_text(config.text, model)
     plan = BatchPlan.of(
         text.train,
         batch_size=config.batch_size,

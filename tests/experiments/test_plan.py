@@ -49,6 +49,7 @@ def test_the_same_config_gives_the_same_ids(model: Path) -> None:
         {"grid": {"method": [{"name": "magnitude", "config": {"norm": "l1"}}]}},
         {"method_config": {"magnitude": {"norm": "l1"}}},
         {"calibration": {"num_samples": 5}},
+        {"calibration": {"bos": "never"}},
         {"protocols": [{"name": "perplexity_passages", "limit": 2, "sources": ["data-dir"]}]},
         {"evaluation": {"prompt": "Think."}},
         {"efficiency": {"enabled": True}},

@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from prunebench.models import files as files_module
 from prunebench.models.checkpoint import load_pruned, save_pruned
-from prunebench.models.errors import CheckpointError
+from prunebench.models.errors import AssetError, CheckpointError
 from prunebench.models.files import model_files, sha256_of
-from prunebench.models.loading import ModelSpec, check_loads, load_model
+from prunebench.models.loading import ModelSpec, check_loads, hub_commit, load_model
 from prunebench.models.tiny import FAMILIES, tiny_model
 from tests.experiments.support import save_tiny_model
 
@@ -347,3 +347,86 @@ def test_the_default_attention_is_what_the_model_supports(tmp_path):
     loaded = load_model(ModelSpec(name=str(folder)))
     assert loaded.identity["attn_implementation"] in ("eager", "sdpa")
     assert check_loads(ModelSpec(name=str(folder))) is not None
+
+
+# --- hub models in the hub's cache -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hub(whole, tmp_path, monkeypatch):
+    """A model in a hub cache of its own, as the hub's client lays it out, without a network."""
+    from huggingface_hub import constants
+
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    place = tmp_path / "hub" / "models--someone--tiny"
+    shutil.copytree(whole, place / "snapshots" / commit)
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text(commit)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    hub_commit.cache_clear()
+    yield commit
+    hub_commit.cache_clear()
+
+
+def test_a_hub_model_is_named_by_its_commit_and_checked_like_a_folder(hub, whole, tmp_path):
+    loaded = load_model(ModelSpec(name="someone/tiny"))
+    assert loaded.identity["revision"] == hub == hub_commit("someone/tiny", None)
+    assert loaded.identity["sha256"] == model_files(whole).sha256
+    snapshot = next((tmp_path / "hub").glob("*/snapshots/*"))
+    (snapshot / "adapter_config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="adapter file"):
+        check_loads(ModelSpec(name="someone/tiny"))
+
+
+def test_a_hub_model_that_is_nowhere_has_no_commit_and_is_not_here(hub):
+    assert hub_commit("someone/else", None) is None
+    assert check_loads(ModelSpec(name="someone/else")) is None
+
+
+# --- converted files -------------------------------------------------------------------------------------------------
+
+
+def test_a_converted_model_that_was_changed_in_the_cache_is_converted_again(tmp_path, monkeypatch):
+    from prunebench.models import loading
+
+    gguf = tmp_path / "tiny.gguf"
+    gguf.write_bytes(b"GGUF" + bytes(100))
+    monkeypatch.setenv("PRUNEBENCH_CACHE", str(tmp_path / "cache"))
+    converted = []
+
+    def convert(path, target, name):
+        save_tiny_model(target)
+        converted.append(path.read_bytes() == gguf.read_bytes())
+
+    monkeypatch.setattr(loading, "_write_converted", convert)
+    monkeypatch.setattr(loading, "_check_gguf_size", lambda path: None)
+    folder = loading.convert_gguf(gguf)
+    assert loading.convert_gguf(gguf) == folder
+    assert converted == [True]
+    content = bytearray((folder / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(content)
+    loading.convert_gguf(gguf)
+    assert converted == [True, True]
+    assert load_pruned(folder)[0].config.vocab_size == 300
+
+
+def test_what_lies_beside_a_gguf_file_is_not_read(tmp_path):
+    from prunebench.models import assets
+    from prunebench.models.loading import convert_gguf
+
+    shutil.copy(assets.embedded_model_gguf(), tmp_path)
+    (tmp_path / "adapter_config.json").write_text("not even JSON")
+    (tmp_path / "config.json").write_text("{}")
+    assert convert_gguf(tmp_path / assets.embedded_model_gguf().name).is_dir()
+
+
+def test_an_embedded_model_that_was_changed_in_the_cache_is_refused(tmp_path, monkeypatch):
+    from prunebench.models import assets
+
+    changed = tmp_path / assets.EMBEDDED_MODEL.keep[0]
+    changed.parent.mkdir(parents=True)
+    changed.write_bytes(b"GGUF")
+    monkeypatch.setattr(assets, "fetch", lambda asset: tmp_path)
+    with pytest.raises(AssetError, match="was changed since it was fetched"):
+        assets.embedded_model_gguf()

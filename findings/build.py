@@ -1,263 +1,160 @@
-"""Runs grids into one folder and writes their table into a page under docs/findings/.
+"""Makes the table of a question's page, from the kept records and from what its grids still lack.
 
-    python benchmarks/findings.py configs/oneshot.yaml configs/oneshot_variants.yaml --data DIR --page docs/findings/oneshot.md
-    python benchmarks/findings.py configs/compresso/main.yaml --data DIR --page docs/findings/compresso.md --against 'llm_pruner + lora'
+    python -m findings.build compresso-rank --data DIR      # runs the cells that no kept record answers, then writes the table
+    python -m findings.build compresso-rank --no-run        # from the kept records alone; needs no data
 
-The page keeps its prose; what stands between the lines `<!-- table -->` and `<!-- end of table -->` is replaced. Cells that are
-done are not run again, so the command goes on where it was stopped; `--no-run` only writes the table of what is there. Done
-cells are kept in records/ beside the page (benchmarks/kept_records.py) and need not be run again elsewhere either. Of a folder
-that holds more, only the cells of these grids are shown. Of methods that learn their masks, tables and figures
-(figures/NAME OF THE PAGE-schedule.png and -layers.png beside the page) show how sparsity kept to its schedule and where it cut.
+The page keeps its prose: what stands between the lines `<!-- table -->` and `<!-- end of table -->` is replaced, and the figures beside
+it. A finished cell is kept in findings/records and need not be run again elsewhere; a run that was stopped goes on. Of a cell without
+a record the table has a row that says so.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import shlex
-import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from findings.kept import Kept, settings_of
+from findings.question import ROOT, Question, load_question
+from findings.tables import LACKING, check_against, table
+from prunebench.experiments.commands import EXIT_BAD_INPUT
+from prunebench.experiments.load_config import load_config, parse_setting
+from prunebench.experiments.plan import PlannedCell, plan_grid
+from prunebench.leaderboard.collect import collect
+from prunebench.leaderboard.errors import LeaderboardError
+from prunebench.leaderboard.record import Record, RunBlock, read_record, record_path
+from prunebench.models.errors import BadInput, PrunebenchError
+from prunebench.run_all import main as run_all
 
-from benchmarks.kept_records import keep, restore
-from benchmarks.layer_sparsity import by_layer, layer_figure, layer_table
-from benchmarks.mask_schedule import learnt, schedule_figure, schedule_table
-from prunebench.experiments.load_config import load_config
-from prunebench.experiments.plan import plan_grid
-from prunebench.leaderboard.collect import Entry, collect
-from prunebench.leaderboard.compare import compare, compare_pairs
-from prunebench.leaderboard.exports import as_markdown
-from prunebench.leaderboard.pairs import difference_cell
-from prunebench.leaderboard.record import read_records
-from prunebench.leaderboard.tables import Cell, Column, leaderboard, suite_ids
-
-ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- table -->", "<!-- end of table -->"
-COST = ("prune_tokens", "recover_tokens", "prune_seconds", "prune_peak")
+OUT = ROOT.parent / "results" / "findings"
 
 
-def run_grids(options: argparse.Namespace) -> None:
-    """Runs every grid into one folder.
-
-    Raises:
-        SystemExit: a grid was refused or stopped; its own message is on the screen. A failed cell is a row of the table.
-    """
-    for config in options.configs:
-        command = [sys.executable, str(ROOT / "run_all.py"), "run", "--config", str(config), "--data", str(options.data)]
-        command += ["--out", str(options.out), "--no-report", "--plain"]
-        for setting in options.settings:
-            command += ["--set", setting]
-        code = subprocess.run(command, check=False).returncode
-        if code not in (0, 1):
-            raise SystemExit(code)
-
-
-def cells_of(options: argparse.Namespace) -> set[str]:
-    """Ids of every cell of the grids."""
-    grids = [load_config(config, options.settings) for config in options.configs]
-    return {cell.id for grid in grids for cell in plan_grid(grid, options.data)}
-
-
-def table(out: Path, wanted_cells: set[str], against: str | None, page: Path, shows_tasks: bool = False) -> str:
-    """Markdown: what was measured and how, one row a setting, paired differences from `against` at each sparsity, schedules.
+def build(question: Question, kept: Kept, out: Path, data: Path | None, settings: Sequence[str] = ()) -> int:
+    """Runs what is lacking, keeps what is new, and writes the page.
 
     Args:
-        shows_tasks: also the score of each task where there is a chance level.
+        out: output folder; of one that holds more, only the question's cells are shown.
+        data: folder of benchmark data; None runs nothing.
+        settings: `run.KEY=VALUE`, how the cells are run.
 
+    Returns:
+        0, or the exit code of the grid that was stopped or refused; then the page stays as it is. A failed cell is a row.
     Raises:
-        SystemExit: there is no record to show.
+        BadInput: no place for the table, an `against` that names no row, a grid or an archive that can't be used.
     """
-    records, problems = read_records(out)
-    for problem in problems:
-        print(problem.message, file=sys.stderr)
-    entries, _ = collect([record for record in records if record.run.cell_id in wanted_cells])
-    if not entries:
-        raise SystemExit(f"{out} holds no record of these grids; run without --no-run first.")
-    whole = leaderboard(entries, compare(entries, out))
-    wanted = ["method", "sparsity", "recovery"]
-    wanted += [f"{suite}|{part}" for suite in suite_ids(entries) for part in ("mean", "retention")] + list(COST) + ["status"]
-    columns = [column for key in wanted for column in whole.columns if column.key == key]
-    parts = by_task(entries) if shows_tasks else []
-    parts += [*gains(entries, out), *differences(entries, out, against), *held_out(entries)]
-    parts += [*schedules(entries, page), *layers(entries, against, page)]
-    return "\n".join([*definitions(entries), "", as_markdown(columns, whole.rows), *parts])
+    around_table(question)
+    planned = {grid: plan_grid(load_config(grid), data) for grid in question.grids}
+    cells = {cell.id: cell for grid in planned.values() for cell in grid}
+    answers = {cell: kept.answering(planned_cell.config, whatever_data=data is None) for cell, planned_cell in cells.items()}
+    check_against(question, collect([in_todays_words(unmade(cell)) for cell in cells.values()])[0])
+    answered = [answer for answer in answers.values() if answer is not None]
+    lacking = [cell for cell, answer in answers.items() if answer is None]
+    kept.restore(out, answered)
+    if data is None:
+        shown = list(dict.fromkeys([*kept.of(question.name), *answered]))
+        kept.restore(out, shown)
+        missing = [unmade(cells[cell]) for cell in lacking]
+    else:
+        for grid, own in planned.items():
+            code = run(grid, [cell.id for cell in own if cell.id in lacking], out, data, settings)
+            if code not in (0, 1):
+                return code
+        kept.keep(out, lacking)
+        shown, missing = [*answered, *lacking], []
+        kept.show(question.name, shown)
+        kept.write()
+    records = [in_todays_words(record) for record in [*(read_record(record_path(out, cell)) for cell in shown), *missing]]
+    write_page(question, table(question, records, out))
+    for cell in kept.unused():
+        print(f"No page shows {kept.archive(cell).name} any more; take it out of folder and manifest.", file=sys.stderr)
+    return 0
 
 
-def by_task(entries: list[Entry]) -> list[str]:
-    """Every task of each suite of tasks with a chance level, and the mean over those on which the dense model is above it."""
-    lines: list[str] = []
-    for suite_id in suite_ids(entries):
-        found = [entry for entry in entries if suite_id in entry.suites]
-        dense = next((entry for entry in found if entry.is_dense), None)
-        if dense is None:
-            continue
-        tasks = dense.suites[suite_id].tasks
-        able = [name for name, score in tasks.items() if score.chance is not None and not score.is_at_chance]
-        if not able:
-            continue
-        columns = [Column(key, key, "always", "", False) for key in ("setting", "sparsity", *tasks, "mean of these", "of dense")]
-        rows = []
-        for entry in found:
-            scores = {name: score.value for name, score in entry.suites[suite_id].tasks.items()}
-            mean = sum(scores[name] for name in able) / len(able)
-            of_dense = mean * len(able) / sum(tasks[name].value for name in able)
-            words = [entry.full_label, "" if entry.is_dense else f"{entry.sparsity:.0%}", *(f"{100 * scores[name]:.1f}" for name in tasks)]
-            words += [f"{100 * mean:.1f}", f"{of_dense:.0%}"]
-            rows.append({column.key: Cell(None, word) for column, word in zip(columns, words, strict=True)})
-        head = f'`{suite_id}` by task, in %; "these" are the tasks on which the dense model is above chance: {", ".join(able)}.'
-        lines += ["", head, "", as_markdown(columns, rows)]
-    return [*lines, ""]
+def run(grid: Path, cells: Sequence[str], out: Path, data: Path, settings: Sequence[str]) -> int:
+    """Runs these cells of a grid; returns run_all.py's exit code."""
+    if not cells:
+        return 0
+    command = ["run", "--config", str(grid), "--data", str(data), "--out", str(out), "--no-report", "--plain"]
+    for cell in cells:
+        command += ["--only", cell]
+    for setting in settings:
+        command += ["--set", setting]
+    return run_all(command)
 
 
-def held_out(entries: list[Entry]) -> list[str]:
-    """Mean loss on held-out training text, of the pruned model before and after its last training."""
-    keys = ("setting", "sparsity", "seed", "pruned", "and trained")
-    rows = []
-    for entry in entries:
-        for record in entry.done:
-            losses = next((points for name, points in record.metrics.curves.items() if name.endswith("validation_loss")), [])
-            if len(losses) > 1:
-                words = (entry.full_label, f"{entry.sparsity:.0%}", str(record.run.seed), f"{losses[0][1]:.3f}", f"{losses[-1][1]:.3f}")
-                rows.append({key: Cell(None, word) for key, word in zip(keys, words, strict=True)})
-    if not rows:
-        return []
-    head = "Loss in nats a label token on examples held out of the training text, before and after the fine-tuning or recovery:"
-    return ["", head, "", as_markdown([Column(key, key, "always", "", False) for key in keys], rows)]
+def unmade(cell: PlannedCell) -> Record:
+    """A row for a cell that has no record."""
+    config = cell.config
+    block = RunBlock(
+        cell_id=cell.id,
+        config=config.model_dump(mode="json"),
+        model=config.model.name,
+        method=config.method,
+        sparsity=config.sparsity,
+        basis=config.basis,
+        seed=config.seed,
+        recovery=config.recovery,
+        status="skipped",
+        reason=LACKING,
+        synthetic=config.synthetic,
+    )
+    return Record(run=block)
 
 
-def schedules(entries: list[Entry], page: Path) -> list[str]:
-    """How learnt masks kept to their schedule; the figure is written beside the page."""
-    runs = learnt(entries)
-    if not runs:
-        return []
-    figure = Path("figures", f"{page.stem}-schedule.png")
-    schedule_figure(runs, page.parent / figure)
-    head = "How sparsity kept to its schedule (fractions of the budget's basis; lag and lead are distances below and above the target):"
-    return ["", head, "", schedule_table(runs), "", f"![Target, expected and realised sparsity at every step]({figure.as_posix()})"]
+def in_todays_words(record: Record) -> Record:
+    """The record with its settings as today's program would write them, so that records of several formats make one row.
 
-
-def layers(entries: list[Entry], against: str | None, page: Path) -> list[str]:
-    """Where learnt masks cut, beside the other methods of the grids; the figure is written beside the page.
-
-    A recovery changes no masks: what was cut alike stands there once.
+    Without the data folder's name: that records were scored on the same items, the comparisons see by themselves.
     """
-    if not learnt(entries):
-        return []
-    cut: dict[tuple[object, ...], Entry] = {}
-    for entry in entries:
-        if entry.done and not entry.is_dense:
-            cut.setdefault((entry.method, entry.sparsity, *(tuple(by_layer(record)) for record in entry.done)), entry)
-    figure = Path("figures", f"{page.stem}-layers.png")
-    layer_figure(list(cut.values()), page.parent / figure)
-    head = "What was removed, of KV groups, of channels, and of the layers' units (mean of query heads and channels) by depth; then the"
-    head += " mean absolute difference of a layer's sparsity between two seeds of the setting"
-    head += f", and from `{against}` with the same seed:" if against else ":"
-    return ["", head, "", layer_table(list(cut.values()), against), "", f"![Sparsity of every layer]({figure.as_posix()})"]
+    told = settings_of(record.run.config) or {key: value for key, value in record.run.config.items() if key != "format"}
+    return record.model_copy(update={"run": record.run.model_copy(update={"config": {**told, "data": ""}})})
 
 
-def definitions(entries: list[Entry]) -> list[str]:
-    """What each suite is, on how many items; ± is half of the 95 % interval."""
-    lines = ["Beside a score, ± is half of the 95 % interval (over items; over seeds too where there are several).", ""]
-    found: dict[str, list[str]] = {}
-    for suite_id in suite_ids(entries):
-        suite = next(entry.suites[suite_id] for entry in entries if suite_id in entry.suites)
-        text = suite.definition or (suite.mean.definition if suite.mean else "")
-        found.setdefault(f"- `{suite.protocol}`: {text}", []).extend(f"{name} {score.n}" for name, score in suite.tasks.items())
-    return lines + [f"{text} Items: {', '.join(counts)}." for text, counts in found.items()]
-
-
-def differences(entries: list[Entry], out: Path, against: str | None) -> list[str]:
-    """Paired differences of every other setting from those of the method `against`, Holm-corrected within a suite and sparsity."""
-    if against is None:
-        return []
-    references = [entry for entry in entries if entry.full_label == against]
-    if not references:
-        known = ", ".join(sorted({entry.full_label for entry in entries if not entry.is_dense}))
-        raise SystemExit(f"--against {against!r} names no row; the rows are: {known}.")
-    wanted = []
-    for reference in references:
-        same = (e for e in entries if e.sparsity == reference.sparsity and e.model == reference.model)
-        wanted += [(other, reference) for other in same if other is not reference and other.done]
-    head = f"Each setting minus `{against}` (perplexities: divided by it), with the 95 % interval, on the same items:"
-    return [head, "", pairs_table(wanted, entries, out)]
-
-
-def gains(entries: list[Entry], out: Path) -> list[str]:
-    """Paired differences between every recovered setting and the same one without recovery."""
-
-    def pruned_as(entry: Entry) -> str:
-        run = entry.records[0].run
-        return json.dumps([run.model, run.method, run.config.get("method_config"), run.sparsity, run.basis], sort_keys=True)
-
-    plain = {pruned_as(entry): entry for entry in entries if entry.recovery == "none" and not entry.is_dense}
-    recovered = [entry for entry in entries if entry.recovery != "none"]
-    wanted = [(entry, plain[pruned_as(entry)]) for entry in recovered if pruned_as(entry) in plain]
-    if not wanted:
-        return []
-    head = "What recovery gave: recovered minus not (perplexities: divided), with the 95 % interval, on the same items:"
-    return [head, "", pairs_table(wanted, entries, out), ""]
-
-
-def pairs_table(wanted: list[tuple[Entry, Entry]], entries: list[Entry], out: Path) -> str:
-    """One row a pair and suite; Holm-corrected within a suite and sparsity."""
-    columns = [Column(key, key, "always", "", False) for key in ("setting", "sparsity", "suite", "difference", "Holm p")]
-    rows = []
-    for sparsity in sorted({a.sparsity or 0.0 for a, _ in wanted}):
-        for suite_id in suite_ids(entries):
-            for pair in compare_pairs([(a, b) for a, b in wanted if a.sparsity == sparsity], suite_id, out):
-                words = (pair.a.full_label, f"{sparsity:.0%}", suite_id, difference_cell(pair).full, f"{pair.holm_p:.2g}")
-                rows.append({column.key: Cell(None, word) for column, word in zip(columns, words, strict=True)})
-    return as_markdown(columns, rows)
-
-
-def around_table(page: Path) -> tuple[str, str]:
+def around_table(question: Question) -> tuple[str, str]:
     """What stands before and after the table of a page; of a new page where there is none.
 
     Raises:
-        SystemExit: the page has no place for the table.
+        BadInput: the page has no place for the table.
     """
-    old = page.read_text(encoding="utf-8") if page.exists() else f"# {page.stem}\n\n{BEGIN}\n{END}\n"
+    page = question.page
+    old = page.read_text(encoding="utf-8") if page.exists() else f"# {question.file.question}\n\n{BEGIN}\n{END}\n"
     before, begin, rest = old.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise SystemExit(f"{page} has no lines {BEGIN!r} and {END!r}; put them where the table belongs.")
+        raise BadInput(f"{page} has no lines {BEGIN!r} and {END!r}; put them where the table belongs.")
     return before, after
 
 
-def write_page(page: Path, text: str, command: str) -> None:
+def write_page(question: Question, text: str) -> None:
     """Replaces the table of the page; raises as `around_table`."""
-    before, after = around_table(page)
-    page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(f"{before}{BEGIN}\nMade by `{command}`; don't edit.\n\n{text.rstrip()}\n{END}{after}", encoding="utf-8")
+    before, after = around_table(question)
+    made = f"Made by `{question.command}`; don't edit."
+    question.page.write_text(f"{before}{BEGIN}\n{made}\n\n{text.rstrip()}\n{END}{after}", encoding="utf-8")
+    print(question.page)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("configs", type=Path, nargs="+", metavar="CONFIG", help="grids, run one after the other")
-    parser.add_argument("--data", type=Path, required=True, help="folder of benchmark data")
-    parser.add_argument("--page", type=Path, required=True, help="Markdown page whose table is written")
-    parser.add_argument("--out", type=Path, help="output folder; default results/NAME OF THE PAGE")
-    parser.add_argument("--set", action="append", default=[], dest="settings", metavar="KEY=VALUE", help="over every grid; repeatable")
-    parser.add_argument("--against", metavar="ROW", help="method (and settings) from which all others are told apart")
-    parser.add_argument("--tasks", action="store_true", help="show every task that has a chance level too")
-    parser.add_argument("--no-run", action="store_true", help="only write the table of the records that are there")
-    options = parser.parse_args()
-    options.out = options.out or ROOT / "results" / options.page.stem
-    around_table(options.page)  # before hours of running
-    cells, records = cells_of(options), options.page.parent / "records"
-    restore(records, options.out, cells)
-    if not options.no_run:
-        run_grids(options)
-    keep(options.out, records, cells)
-    command = f"python benchmarks/findings.py {' '.join(map(str, options.configs))} --data DIR --page {options.page}"
-    command += "".join(f" --set {shlex.quote(setting)}" for setting in options.settings)
-    command += f" --against {shlex.quote(options.against)}" if options.against else ""
-    command += " --tasks" * options.tasks
-    write_page(options.page, table(options.out, cells, options.against, options.page, options.tasks), command)
-    print(options.page)
-    return 0
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="findings.build", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("question", help="a folder of findings/ with a question.yaml")
+    parser.add_argument("--out", type=Path, default=OUT, help="output folder of all runs; default results/findings")
+    parser.add_argument(
+        "--set", action="append", default=[], dest="settings", metavar="run.KEY=VALUE", help="how cells are run; repeatable"
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--data", type=Path, help="folder of benchmark data")
+    source.add_argument("--no-run", action="store_true", help="only write the table of the records that are kept")
+    options = parser.parse_args(argv)
+    try:
+        for setting in options.settings:
+            if set(parse_setting(setting)) != {"run"}:
+                raise BadInput(f"--set {setting!r} would make other cells than the question's; only run.KEY=VALUE is taken here.")
+        return build(load_question(options.question), Kept(ROOT / "records"), options.out, options.data, options.settings)
+    except (PrunebenchError, LeaderboardError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return EXIT_BAD_INPUT
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """How gates and multipliers move under given learning rates, without a language model: seconds instead of an hour a setting.
 
-    python benchmarks/gate_dynamics.py --steps 189 --ramp 148 --sparsity 0.2 --mask-lr 0.2 --multiplier-lr 0.1 --lambda2-start 0 1000
+    python probes/gate_dynamics.py --steps 189 --ramp 148 --sparsity 0.2 --mask-lr 0.2 --multiplier-lr 0.1 --lambda2-start 0 1000
 
 The gates, the expected size, the Lagrangian and the optimiser are those of `methods.training` on SmolLM2-135M's shape. The
 language model is replaced by a cost for each closed unit, drawn from a log-normal, and noise of twice that cost; both were
-scaled until a real run that swung around its target (docs/findings/compresso.md) swung here as wide and at the same steps. It says
+scaled until a real run that swung around its target (findings/compresso) swung here as wide and at the same steps. It says
 whether a schedule may be followed, nothing about scores.
 """
 

@@ -1,6 +1,6 @@
 """What NutePrune's layer loss is about: the scale of every layer's states, and the loss of students with random gates.
 
-    python benchmarks/layer_loss.py --text DIR/calibration/c4_redpajama_2k.jsonl
+    python probes/layer_loss.py --text DIR/calibration/c4_redpajama_2k.jsonl
 
 First token apart, since models keep huge activations there. The students are draws of untrained gates at a few levels of
 log-alpha, on MLP channels alone; their teacher is the dense model.

@@ -1,6 +1,6 @@
 """What magnitude removes: the share of the MLPs' output energy that goes with the smallest channels of each layer.
 
-    python benchmarks/magnitude_and_sinks.py --text DIR/calibration/c4_redpajama_2k.jsonl
+    python probes/magnitude_and_sinks.py --text DIR/calibration/c4_redpajama_2k.jsonl
 
 A channel's energy is (its activation x the norm of its down-projection column)^2, summed over tokens; the first token of a
 text, which carries the model's huge activations, apart from all others. A rule that removed channels blindly would remove

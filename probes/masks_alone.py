@@ -1,7 +1,7 @@
 """What masks are worth by themselves: the dense weights under each run's masks, without anything that was trained.
 
-    python benchmarks/masks_alone.py OUT --data DIR
-    python benchmarks/masks_alone.py OUT --data DIR --recover 100000 --learning-rate 5e-4
+    python probes/masks_alone.py OUT --data DIR
+    python probes/masks_alone.py OUT --data DIR --recover 100000 --learning-rate 5e-4
 
 For every finished cell of the folder OUT (a recovery changes no masks, so equal masks are shown once): perplexities at 2048
 tokens and the loss on held-out Alpaca responses, in nats a label token. Tells choosing from training, and text learnt from

@@ -1,6 +1,6 @@
 """How good NutePrune's teachers are: the loss of student and teacher on held-out text while a grid's pruning stage runs.
 
-    python benchmarks/teachers.py configs/nuteprune/ablation.yaml --data DIR
+    python probes/teachers.py findings/nuteprune/grid.yaml --data DIR
 
 The first NutePrune of the grid with its seed and sparsity, without the fine-tuning. Both losses are in nats a label token, on the
 same held-out examples of the pruning text, with the gates as they stand (no noise), as a snapshot has them. The student's loss

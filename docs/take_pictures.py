@@ -1,6 +1,6 @@
-"""Takes the pictures of docs/leaderboard.md from the page of a real grid.
+"""Takes the pictures of leaderboard.md, beside it, from the page of a real grid.
 
-python benchmarks/page_screenshots.py results/demo --to docs
+python docs/take_pictures.py results/demo
 """
 
 from __future__ import annotations
@@ -40,12 +40,11 @@ def take(page: Path, folder: Path) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="output folder of a grid whose page is built")
-    parser.add_argument("--to", type=Path, default=Path("docs"))
     arguments = parser.parse_args()
     page = arguments.out / "leaderboard/index.html"
     if not page.is_file():
         raise SystemExit(f"{page} does not exist; build it with: python run_all.py report --out {arguments.out}")
-    take(page, arguments.to)
+    take(page, Path(__file__).resolve().parent)
     return 0
 
 

@@ -22,7 +22,7 @@ help:
 # One pip call with the constraints file, so that torch is resolved once, to the pinned version.
 $(VENV)/installed.stamp: pyproject.toml constraints.txt
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet -c constraints.txt -e '.[eval,report,cluster,export,test]'
+	$(PY) -m pip install --quiet -c constraints.txt -e '.[eval,report,cluster,slurm,export,test]'
 	@touch $@
 
 install: $(VENV)/installed.stamp

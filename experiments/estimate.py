@@ -150,7 +150,7 @@ def plan_table(config: GridConfig, cells: Sequence[PlannedCell], out: Path) -> s
     head = ("cell", "", "params", "time", "memory")
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
     lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in (head, *rows)]
-    workers = config.run.workers if config.run.executor == "processes" else 1
+    workers = config.run.workers if config.run.executor in ("processes", "slurm") else 1
     summary = f"{len(cells)} cells, about {duration(total / workers)} and {gigabytes(disk)} of disk to go"
     if workers > 1:
         summary += f" with {workers} workers"

@@ -12,7 +12,7 @@ from prunebench.evaluation.catalogue import get_protocol, known_tasks
 from prunebench.experiments.cell import CellConfig
 from prunebench.experiments.plan import PlannedCell
 from prunebench.experiments.recovery import get_recovery
-from prunebench.methods.calibration.training_text import training_texts
+from prunebench.methods.data.training_text import training_texts
 from prunebench.methods.registry import get_pruner
 from prunebench.models.context import check_length, context_length
 from prunebench.models.errors import BadInput

@@ -19,6 +19,7 @@ from prunebench.leaderboard.record import (
     RunBlock,
     StageCost,
 )
+from prunebench.methods.registry import get_pruner
 
 Stamps = dict[str, dict[str, Any]]
 
@@ -62,10 +63,28 @@ def _run(job: Job, status: Any, reason: str, stamps: Stamps, started_at: datetim
         reason=reason,
         synthetic=cell.synthetic,
         command=job.command,
-        stages=[StageCost(name=name, **stamp["cost"]) for name, stamp in stamps.items()],
+        stages=[stage_cost(name, stamp, cell) for name, stamp in stamps.items()],
         started_at=started_at,
         finished_at=datetime.now(UTC),
     )
+
+
+def stage_cost(name: str, stamp: dict[str, Any], cell: CellConfig) -> StageCost:
+    """What a stage cost, with the tokens that it trained on and the calibration tokens that it was given.
+
+    A method that trains while it prunes logs its running count as `tokens_seen`; where it logs none, the count is not known.
+    """
+    cost, result = StageCost(name=name, **stamp["cost"]), stamp["result"]
+    if name == "recover":
+        cost.training_tokens = result.get("tokens")
+    elif name == "prune":
+        seen = result.get("curves", {}).get("tokens_seen")
+        settings = get_pruner(cell.method).Config.model_validate(cell.method_config)
+        trains = get_pruner(cell.method)(settings).training_tokens() != 0
+        cost.training_tokens = int(seen[-1][1]) if seen else None if trains else 0
+        drawn = any(part.get("purpose") == "calibration" for part in result.get("data", []))
+        cost.calibration_tokens = cell.calibration.num_samples * cell.calibration.seq_len if drawn and cell.calibration else 0
+    return cost
 
 
 def _known_metrics(cell: CellConfig, stamps: Stamps) -> Metrics:

@@ -14,10 +14,10 @@ from prunebench.models.anatomy import Anatomy, count_params
 from prunebench.models.checkpoint import load_pruned, save_pruned
 from prunebench.models.errors import UnsupportedModel, is_out_of_memory
 from prunebench.models.files import one_line
+from prunebench.models.gating.soft_masks import apply_masks
 from prunebench.models.loading import ModelSpec, check_loads
 from prunebench.models.masks import Masks
 from prunebench.models.slice import slice_model
-from prunebench.models.soft_masks import apply_masks
 from prunebench.models.tiny import random_masks, randomise
 
 LAYERS = 3

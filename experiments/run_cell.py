@@ -111,7 +111,9 @@ class _CellRun:
         except MemoryError as error:
             let_go(error)
             return self._end("out_of_memory", f"{self.stage_name} took more memory than there is")
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # sys.exit() in a method ends its cell, not the run
             return self._failure(error)
         if self.job.until == "prune":
             return Outcome(cell_id=cell.id, status="pruned")
@@ -126,7 +128,7 @@ class _CellRun:
             self._problem(problem)
         return bool(problems)
 
-    def _failure(self, error: Exception) -> Outcome:
+    def _failure(self, error: BaseException) -> Outcome:
         known = output_error(Path(self.job.out), error)
         if known is not None:
             return Outcome(cell_id=self.job.cell.id, status="output_error", reason=str(known))
@@ -139,7 +141,8 @@ class _CellRun:
         with contextlib.suppress(OSError):
             write_text(self.folder.path / "error.txt", "".join(traceback.format_exception(error)))
         where = traceback.extract_tb(error.__traceback__)[-1]
-        reason = f"{self.job.cell.method} raised {type(error).__name__} in {self.stage_name}: {first_line(text)}"
+        what = f"called sys.exit({error.code!r})" if isinstance(error, SystemExit) else f"raised {type(error).__name__}"
+        reason = f"{self.job.cell.method} {what} in {self.stage_name}: {first_line(text)}"
         return self._end("failed", f"{reason} ({Path(where.filename).name}, line {where.lineno})")
 
     def _end(self, status: str, reason: str) -> Outcome:

@@ -8,13 +8,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from prunebench.experiments.artifacts import CellFolder, output_error
 from prunebench.experiments.config import GridConfig
-from prunebench.experiments.executors import Executor
 from prunebench.experiments.job import Job, Outcome
 from prunebench.experiments.lengths import check_lengths
+from prunebench.experiments.lookups import check_sources
 from prunebench.experiments.model_check import check_sparsity, meta_anatomy
 from prunebench.experiments.plan import PlannedCell
 from prunebench.experiments.progress import View
@@ -23,6 +23,9 @@ from prunebench.experiments.run_cell import FINAL, finished_record
 from prunebench.experiments.stopping import Stop
 from prunebench.models.errors import BadInput
 from prunebench.models.loading import EMBEDDED_PREFIX, resolve_model
+
+if TYPE_CHECKING:
+    from prunebench.experiments.executors import Executor
 
 log = logging.getLogger(__name__)
 
@@ -92,14 +95,14 @@ def make_jobs(
     ]
 
 
-def check_feasible(cells: Sequence[PlannedCell], until: Literal["prune", "record"] = "record") -> None:
+def check_feasible(cells: Sequence[PlannedCell], data_dir: Path | None, until: Literal["prune", "record"] = "record") -> None:
     """Refuses what can't be loaded, read, pruned or reached, before anything is fetched or written.
 
     A model that isn't here yet passes; call this again once it is (see `fetch_models`).
 
     Raises:
         BadInput: files of a model that don't fit each other, a model that can't be pruned, a length that a model's
-            context has no room for.
+            context has no room for, text or data that are nowhere to be had.
         BudgetError: a sparsity that a model can't reach.
     """
     for model in dict.fromkeys(cell.model for cell in cells):
@@ -111,6 +114,7 @@ def check_feasible(cells: Sequence[PlannedCell], until: Literal["prune", "record
         assert sparsity is not None  # filtered above
         check_sparsity(model, sparsity, basis)
     check_lengths(cells, until)
+    check_sources(cells, data_dir, until)
 
 
 def fetch_models(cells: Sequence[PlannedCell]) -> None:

@@ -18,7 +18,7 @@ from prunebench.models.errors import BadInput
 
 LACKING = "no record of it is kept"
 """Reason of a row whose cell has no record."""
-COST = ("prune_tokens", "recover_tokens", "prune_seconds", "prune_peak")
+COST = ("training_tokens", "calibration_tokens", "prune_seconds", "prune_peak")
 
 
 def table(question: Question, records: list[Record], out: Path) -> str:
@@ -35,7 +35,7 @@ def table(question: Question, records: list[Record], out: Path) -> str:
     check_against(question, entries)
     whole = leaderboard(entries, compare(entries, out))
     wanted = ["method", "sparsity", "recovery"]
-    wanted += [f"{suite}|{part}" for suite in suite_ids(entries) for part in ("mean", "retention")] + list(COST) + ["status"]
+    wanted += [f"{suite}|{part}" for suite in suite_ids(entries) for part in ("mean", "kept", "retention")] + list(COST) + ["status"]
     columns = [column for key in wanted for column in whole.columns if column.key == key]
     against = question.file.against
     parts = [lacking(question)] if any(record.run.reason == LACKING for record in records) else []

@@ -94,12 +94,13 @@ def _plots(entries: list[Entry], out_dir: Path, folder: Path, progress: Progress
     from prunebench.leaderboard.plots import curves, score, shape
     from prunebench.leaderboard.plots.style import Looks
 
-    models = list(dict.fromkeys((e.model, e.synthetic) for e in entries if e.done))
-    looks = Looks(e.full_label for e in entries if not e.is_dense)
+    plotted = [e for e in entries if e.done and not e.problem]
+    models = list(dict.fromkeys((e.model, e.synthetic) for e in plotted))
+    looks = Looks(e.line for e in entries if not e.is_dense)
     shown: list[tuple[str, bool]] = []
     drawn = 0
     for key in models[:MOST_MODELS_PLOTTED]:
-        drawn += sum((e.model, e.synthetic) == key for e in entries)
+        drawn += sum((e.model, e.synthetic) == key for e in plotted)
         if shown and drawn > MOST_ENTRIES_PLOTTED:
             break
         shown.append(key)
@@ -115,7 +116,7 @@ def _plots(entries: list[Entry], out_dir: Path, folder: Path, progress: Progress
     ]
     plots = []
     for i, key in enumerate(shown):
-        own = [e for e in entries if (e.model, e.synthetic) == key and e.done]
+        own = [e for e in plotted if (e.model, e.synthetic) == key]
         for j, make in enumerate(draw):
             progress("draw plots", i * len(draw) + j, len(shown) * len(draw))
             plot = make(own)

@@ -1,28 +1,26 @@
-"""Records to entries: one entry is one row, the cells of one setting that differ in nothing but the seed."""
+"""Records to entries: one entry is one row, the cells of one setting that differ in nothing but the seed and in what was scored."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from prunebench.leaderboard import formatting as fmt
-from prunebench.leaderboard.record import ProtocolScore, Record, TaskScore
-from prunebench.leaderboard.statistics import (
-    Interval,
-    log_normal_interval,
-    normal_interval,
-    seed_mean,
-    wilson_interval,
-)
+from prunebench.leaderboard.record import ProtocolScore, Record, RunBlock
+from prunebench.leaderboard.scores import Score, Suite, build_suite, signature_of
+from prunebench.leaderboard.tracks import NOT_RECORDED, calibration_tokens, depends_on_seed, label_tokens, tracks, training_tokens
 from prunebench.leaderboard.variants import in_words, set_apart
 
-MEAN_TOLERANCE = 1e-6
+__all__ = ["SYNTHETIC", "Entry", "Note", "Score", "Suite", "collect", "mean_known"]
+
 SYNTHETIC = " (synthetic)"
+NO_SETTINGS = ("seed", "protocols", "efficiency", "sparsity")
+"""Keys of a cell's config that make no other setting: which seed, what was scored, and what `run` says anyway."""
 _STATUS_ORDER = ("done", "interrupted", "skipped", "out_of_memory", "failed")
 
 
@@ -32,47 +30,6 @@ class Note:
 
     kind: str
     text: str
-
-
-@dataclass
-class Score:
-    """One number with its interval: a task or a suite mean, over the seeds of an entry."""
-
-    metric: str
-    kind: fmt.Kind
-    value: float
-    stderr: float | None
-    interval: Interval | None
-    n: int
-    higher_is_better: bool
-    chance: float | None
-    definition: str
-    seeds: int = 1
-
-    @property
-    def margin(self) -> float | None:
-        """Value minus what guessing gives."""
-        return None if self.chance is None else self.value - self.chance
-
-    @property
-    def is_at_chance(self) -> bool:
-        """The interval reaches the chance level: not told apart from guessing."""
-        return self.chance is not None and self.interval is not None and self.interval.low <= self.chance
-
-
-@dataclass
-class Suite:
-    """One protocol's scores of one entry."""
-
-    id: str
-    protocol: str
-    version: str
-    definition: str
-    signature: tuple[Any, ...]
-    tasks: dict[str, Score]
-    mean: Score | None
-    weights: list[float] | None
-    task_order: list[str]
 
 
 @dataclass
@@ -87,7 +44,15 @@ class Entry:
     recovery: str
     synthetic: bool
     records: list[Record] = field(repr=False)
+    settings: str = field(default="", repr=False)
+    track: str = NOT_RECORDED
+    tokens_of_track: float = math.inf
+    """Fewest training tokens of any row of its track."""
     variant: str = ""
+    tells_track: bool = False
+    """The same words stand for rows of several tracks of this model."""
+    problem: str = ""
+    """Why the row can't be compared with any other (its sparsity is missing, say)."""
     suites: dict[str, Suite] = field(default_factory=dict, repr=False)
 
     @cached_property
@@ -96,7 +61,7 @@ class Entry:
 
     @property
     def is_dense(self) -> bool:
-        return self.sparsity is None
+        return self.method == "dense"
 
     @property
     def status(self) -> str:
@@ -114,15 +79,53 @@ class Entry:
         return self.label + (f" + {fmt.short(self.recovery, 24)}" if self.recovery != "none" else "")
 
     @property
+    def line(self) -> str:
+        """Name of its line in a picture that shows every track."""
+        return f"{self.full_label}, {self.track}" if self.tells_track else self.full_label
+
+    @property
     def title(self) -> str:
         parts = [fmt.model_label(self.model), self.full_label]
-        if self.sparsity is not None:
+        if not self.is_dense:
             parts.append(fmt.sparsity(self.sparsity))
-        return " ".join(parts)
+        return " ".join(parts) + (f", {self.track}" if self.tells_track else "")
 
-    def block(self) -> tuple[Any, ...]:
-        """Entries of one block compete with each other."""
-        return (self.model, self.sparsity, self.basis, self.recovery, self.synthetic)
+    @property
+    def contender(self) -> tuple[str, str]:
+        """Whose row it is: several settings of one contender are ablations of it, not further contenders."""
+        return (self.method, self.recovery)
+
+    @property
+    def race(self) -> tuple[Any, ...] | None:
+        """Entries of one race compete with each other; None for those that compete with nobody."""
+        if self.is_dense or self.problem:
+            return None
+        return (self.model, self.sparsity, self.basis, self.track, self.synthetic)
+
+    @cached_property
+    def training_tokens(self) -> float | None:
+        """Mean over the finished seeds; None where one of them does not tell."""
+        counts = [training_tokens(record) for record in self.done]
+        return mean_known(counts) if counts and all(count is not None for count in counts) else None
+
+    @cached_property
+    def label_tokens(self) -> float | None:
+        return mean_known(label_tokens(record) for record in self.done)
+
+    @cached_property
+    def calibration_tokens(self) -> float | None:
+        return mean_known(calibration_tokens(record) for record in self.done)
+
+    @cached_property
+    def depends_on_seed(self) -> bool:
+        return any(depends_on_seed(record) for record in self.done)
+
+    @property
+    def is_tuned(self) -> bool | None:
+        """Trained, in a recovery or while it was pruned; None where that is not known."""
+        if self.recovery != "none":
+            return True
+        return None if self.training_tokens is None else self.training_tokens > 0
 
     def mean_of(self, name: str) -> float | None:
         """Mean over the finished cells of a field of `metrics`."""
@@ -133,10 +136,6 @@ class Entry:
 
     def stage_seconds(self, name: str) -> float | None:
         return mean_known(sum(s.seconds for s in r.run.stages if s.name == name) for r in self.done if _has(r, name))
-
-    def stage_tokens(self, name: str) -> float | None:
-        found = [[s.tokens for s in r.run.stages if s.name == name and s.tokens is not None] for r in self.done]
-        return mean_known(sum(tokens) for tokens in found if tokens)
 
     def stage_peak(self, name: str) -> float | None:
         return mean_known(s.peak_memory_bytes for r in self.done for s in r.run.stages if s.name == name)
@@ -152,203 +151,199 @@ def mean_known(values: Iterable[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
+def settings_of(run: RunBlock) -> dict[str, Any]:
+    """The part of a cell's config by which one setting differs from another."""
+    return {key: value for key, value in run.config.items() if key not in NO_SETTINGS}
+
+
 def collect(records: list[Record]) -> tuple[list[Entry], list[Note]]:
-    """Group records into entries, in a stable order: model, dense first, sparsity, recovery, method."""
+    """Group records into entries, in a stable order: model, dense first, sparsity, track, recovery, method."""
     notes: list[Note] = []
     groups: dict[tuple[Any, ...], list[Record]] = defaultdict(list)
     for record in records:
         run = record.run
-        settings = json.dumps({k: v for k, v in run.config.items() if k != "seed"}, sort_keys=True, default=str)
-        groups[(run.synthetic, run.model, run.sparsity, run.basis, run.recovery, run.method, settings)].append(record)
+        settings = json.dumps(settings_of(run), sort_keys=True, default=str)
+        target = "none" if run.sparsity is None else repr(float(run.sparsity))  # NaN is not equal to itself
+        groups[(run.synthetic, run.model, target, run.basis, run.recovery, run.method, settings)].append(record)
     for group in groups.values():
         group.sort(key=lambda r: (r.run.seed, r.run.cell_id))
-    order = sorted(groups, key=lambda k: (k[0], k[1], -1.0 if k[2] is None else k[2], *k[3:]))
-    entries = [
-        Entry(i, model=k[1], method=k[5], sparsity=k[2], basis=k[3], recovery=k[4], synthetic=k[0], records=groups[k])
-        for i, k in enumerate(order)
+    found = [
+        Entry(
+            0,
+            model=model,
+            method=method,
+            sparsity=group[0].run.sparsity,
+            basis=basis,
+            recovery=recovery,
+            synthetic=synthetic,
+            records=group,
+            settings=settings,
+            problem=_sparsity_problem(group[0].run),
+        )
+        for (synthetic, model, _, basis, recovery, method, settings), group in groups.items()
     ]
+    _name_tracks(found)
+    entries = sorted(found, key=_order)
+    for i, entry in enumerate(entries):
+        entry.id = i
     _name_variants(entries)
-    versions = _suite_ids(records)
+    _name_lines(entries)
+    ids = _suite_ids(key for record in records for key, _ in _pieces(record))
     for entry in entries:
-        _score(entry, versions, notes)
+        _score(entry, ids, notes)
     notes += _run_notes(entries)
     return entries, notes
+
+
+def _order(entry: Entry) -> tuple[Any, ...]:
+    sparsity = entry.sparsity if entry.sparsity is not None and math.isfinite(entry.sparsity) else 0.0
+    place = (entry.synthetic, entry.model, not entry.is_dense, sparsity, entry.basis, entry.tokens_of_track)
+    return (*place, entry.method, entry.recovery, entry.settings)
+
+
+def _sparsity_problem(run: RunBlock) -> str:
+    """What is wrong with the target sparsity of a record; empty when nothing is."""
+    sparsity = run.sparsity
+    if run.method == "dense":
+        return "" if sparsity in (None, 0.0) else f"is called dense, but has sparsity {sparsity:g}"
+    if sparsity is None:
+        return "has no sparsity"
+    return "" if 0 <= sparsity < 1 else f"has sparsity {sparsity:g}, which is no share of the parameters (0 to 1)"
 
 
 def _run_notes(entries: list[Entry]) -> list[Note]:
     notes = []
     for entry in entries:
-        seeds = [r.run.seed for r in entry.records]
-        if len(set(seeds)) < len(seeds):
-            notes.append(Note("duplicate", f"{entry.title}: one seed appears in several records; each counts as a repeat."))
+        if entry.problem:
+            notes.append(Note("sparsity", f"{entry.title}: the record {entry.problem}; the row is compared with no other."))
         if entry.basis not in ("total", "blocks"):
             notes.append(Note("basis", f"{entry.title}: unknown sparsity basis {fmt.short(entry.basis, 24)!r}."))
+        for record in entry.records:
+            for said in _set_aside(record):
+                notes.append(Note("set aside", f"{entry.title}, cell {fmt.short(record.run.cell_id, 20)}: {fmt.short(said, 300)}"))
     return notes
 
 
+def _set_aside(record: Record) -> list[str]:
+    """What the run put aside as damaged and did again."""
+    said = record.provenance.extra.get("set_aside")
+    return [str(one) for one in said] if isinstance(said, list) else [str(said)] if said else []
+
+
+def _name_tracks(entries: list[Entry]) -> None:
+    """The tracks of each model, the same at every sparsity."""
+    models: dict[tuple[str, bool], list[Entry]] = defaultdict(list)
+    for entry in entries:
+        models[(entry.model, entry.synthetic)].append(entry)
+    for group in models.values():
+        for entry, track in zip(group, tracks([e.training_tokens for e in group], [e.contender for e in group]), strict=True):
+            entry.track = track
+        fewest: dict[str, float] = {}
+        for entry in group:
+            fewest[entry.track] = min(
+                fewest.get(entry.track, math.inf), math.inf if entry.training_tokens is None else entry.training_tokens
+            )
+        for entry in group:
+            entry.tokens_of_track = fewest[entry.track]
+
+
 def _name_variants(entries: list[Entry]) -> None:
-    """Where one method appears in one block with several settings, say what differs."""
+    """Where one contender appears in one race with several settings, say what differs; never the same words twice."""
     same: dict[tuple[Any, ...], list[Entry]] = defaultdict(list)
     for entry in entries:
-        same[(*entry.block(), entry.method)].append(entry)
+        race = entry.race or (entry.model, entry.synthetic, entry.is_dense, entry.problem)
+        same[(*race, *entry.contender)].append(entry)
     for group in same.values():
         if len(group) == 1:
             continue
-        apart = set_apart([{key: value for key, value in entry.records[0].run.config.items() if key != "seed"} for entry in group])
-        for entry, told in zip(group, apart, strict=True):
-            entry.variant = fmt.short(in_words(told), 48)
+        told = [fmt.short(in_words(one), 48) for one in set_apart([settings_of(entry.records[0].run) for entry in group])]
+        counts, seen = Counter(told), Counter[str]()
+        for entry, words in zip(group, told, strict=True):
+            seen[words] += 1
+            entry.variant = words if counts[words] == 1 else f"{words} #{seen[words]}".strip()
+
+
+def _name_lines(entries: list[Entry]) -> None:
+    """Where the same words name rows of several tracks of a model, pictures and titles tell the track too."""
+    used: dict[tuple[Any, ...], set[str]] = defaultdict(set)
+    for entry in entries:
+        used[(entry.model, entry.synthetic, entry.full_label)].add(entry.track)
+    for entry in entries:
+        entry.tells_track = len(used[(entry.model, entry.synthetic, entry.full_label)]) > 1
 
 
 def _is_synthetic(record: Record, score: ProtocolScore) -> bool:
     return record.run.synthetic or any(t.source == "synthetic" for t in score.tasks)
 
 
-def _suite_ids(records: list[Record]) -> dict[tuple[str, str, bool], str]:
-    """Column names: the protocol; its version where several are present; 'synthetic' always when it is."""
-    versions: dict[str, set[str]] = defaultdict(set)
-    found: dict[tuple[str, str, bool], str] = {}
-    for record in records:
-        for score in record.metrics.scores:
-            versions[score.protocol].add(score.version)
-            found[(score.protocol, score.version, _is_synthetic(record, score))] = ""
-    for protocol, version, synthetic in found:
-        name = fmt.short(protocol, 40)
-        if len(versions[protocol]) > 1:
-            name += f" v{fmt.short(version, 16) or '?'}"
-        found[(protocol, version, synthetic)] = name + (SYNTHETIC if synthetic else "")
+SuiteKey = tuple[str, str, str, str, bool, tuple[Any, ...]]
+"""Model, protocol, its task where each is shown alone, version, whether synthetic, and signature."""
+
+
+def _pieces(record: Record) -> list[tuple[SuiteKey, ProtocolScore]]:
+    """The scores of a record; those of a protocol without a mean task by task."""
+    found = []
+    for score in record.metrics.scores:
+        alone = score.mean is None and len(score.tasks) > 1
+        parts = [score.model_copy(update={"tasks": [task]}) for task in score.tasks] if alone else [score]
+        for part in parts:
+            task = part.tasks[0].task if alone else ""
+            key = (record.run.model, score.protocol, task, score.version, _is_synthetic(record, part), signature_of(part))
+            found.append((key, part))
     return found
 
 
-def _score(entry: Entry, ids: dict[tuple[str, str, bool], str], notes: list[Note]) -> None:
+def _suite_ids(pieces: Iterable[SuiteKey]) -> dict[SuiteKey, str]:
+    """Column names: the protocol (and task); its version where several are present; where a model was scored on several sets of
+    items their number; 'synthetic' always when it is."""
+    versions: dict[str, set[str]] = defaultdict(set)
+    sets: dict[tuple[Any, ...], set[tuple[Any, ...]]] = defaultdict(set)
+    for model, protocol, task, version, synthetic, signature in pieces:
+        versions[protocol].add(version)
+        sets[(model, protocol, task, version, synthetic)].add(signature)
+    found = {}
+    for (model, protocol, task, version, synthetic), signatures in sets.items():
+        sizes = Counter(sum(part[2] for part in signature) for signature in signatures)
+        for number, signature in enumerate(sorted(signatures), start=1):
+            name = fmt.short(protocol, 40)
+            if len(versions[protocol]) > 1:
+                name += f" v{fmt.short(version, 16) or '?'}"
+            if task:
+                name += f": {fmt.short(task, 40)}"
+            if len(signatures) > 1:
+                size = sum(part[2] for part in signature)
+                name += f", {size} items" + (f", set {number}" if sizes[size] > 1 else "")
+            found[(model, protocol, task, version, synthetic, signature)] = name + (SYNTHETIC if synthetic else "")
+    return found
+
+
+def _score(entry: Entry, ids: dict[SuiteKey, str], notes: list[Note]) -> None:
     by_suite: dict[str, list[tuple[Record, ProtocolScore]]] = defaultdict(list)
     for record in entry.done:
-        for score in record.metrics.scores:
-            by_suite[ids[(score.protocol, score.version, _is_synthetic(record, score))]].append((record, score))
+        for key, score in _pieces(record):
+            by_suite[ids[key]].append((record, score))
     if entry.done and not by_suite:
         notes.append(Note("no scores", f"{entry.title}: finished without any score."))
-    for suite_id, found in by_suite.items():
-        scores = [s for _, s in found]
-        if len(scores[0].tasks) > 1 and all(s.mean is None for s in scores):
-            for name in dict.fromkeys(t.task for t in scores[0].tasks):
-                part = [s.model_copy(update={"tasks": [t for t in s.tasks if t.task == name]}) for s in scores]
-                own = _part_id(suite_id, name)
-                entry.suites[own] = _suite(entry, own, [p for p in part if p.tasks], notes)
-        else:
-            entry.suites[suite_id] = _suite(entry, suite_id, scores, notes)
+    for suite_id, every in by_suite.items():
+        where = f"{entry.title}, {suite_id}"
+        found = _one_a_seed(where, every, notes)
+        entry.suites[suite_id] = build_suite(where, suite_id, found, partial(_tell, notes))
 
 
-def _part_id(suite_id: str, task: str) -> str:
-    """A protocol without a mean is shown task by task."""
-    base = suite_id.removesuffix(SYNTHETIC)
-    return f"{base}: {fmt.short(task, 40)}" + (SYNTHETIC if base != suite_id else "")
+def _tell(notes: list[Note], kind: str, text: str) -> None:
+    notes.append(Note(kind, text))
 
 
-def _suite(entry: Entry, suite_id: str, scores: list[ProtocolScore], notes: list[Note]) -> Suite:
-    first = scores[0]
-    where = f"{entry.title}, {suite_id}"
-    columns: dict[str, list[TaskScore]] = defaultdict(list)
-    for score in scores:
-        for task in score.tasks:
-            columns[task.task].append(task)
-    tasks: dict[str, Score] = {}
-    for name, seeds in columns.items():
-        usable = []
-        for task in seeds:
-            if task.n == 0:
-                notes.append(Note("empty task", f"{where}: task {fmt.short(name, 40)} has no documents; it gives no score."))
-            elif not math.isfinite(task.value):
-                notes.append(Note("NaN score", f"{where}: {fmt.short(name, 40)} ({task.metric}) is {task.value}; left out."))
-            else:
-                usable.append(task)
-        if usable:
-            tasks[fmt.short(name, 60)] = _task(usable)
-    signature = tuple(sorted((t.task, t.metric, t.n, t.shots, t.split, t.source_hash or "") for t in first.tasks))
-    order = [fmt.short(t.task, 60) for t in first.tasks]
-    weights = _weights(first)
-    mean = _mean(where, scores, tasks, notes)
-    if first.mean is not None and weights is None and len(first.tasks) > 1:
-        notes.append(Note("mean", f"{where}: the recorded mean is neither the plain nor the size-weighted mean of its tasks."))
-    return Suite(suite_id, first.protocol, first.version, first.definition, signature, tasks, mean, weights, order)
+def _one_a_seed(where: str, found: list[tuple[Record, ProtocolScore]], notes: list[Note]) -> list[tuple[Record, ProtocolScore]]:
+    """Of several records of one seed the one that finished last: a seed that was scored again is no other seed."""
+    kept: dict[int, tuple[Record, ProtocolScore]] = {}
+    for record, score in sorted(found, key=lambda one: (_finished(one[0]), one[0].run.cell_id)):
+        kept[record.run.seed] = (record, score)
+    if len(kept) < len(found):
+        text = f"{where}: scored in {len(found)} records of {len(kept)} seed{'s' if len(kept) > 1 else ''}; of each seed the one "
+        notes.append(Note("duplicate", text + "that finished last is used."))
+    return [kept[seed] for seed in sorted(kept)]
 
 
-def _task(seeds: list[TaskScore]) -> Score:
-    task = seeds[0]
-    kind = fmt.kind_of(task.metric, task.higher_is_better)
-    value, stderr, interval = _estimate([t.value for t in seeds], [t.stderr for t in seeds], task.n, kind)
-    return Score(
-        fmt.short(task.metric, 40), kind, value, stderr, interval, task.n, task.higher_is_better, task.chance, task.definition, len(seeds)
-    )
-
-
-def _estimate(values: list[float], stderrs: list[float | None], n: int, kind: fmt.Kind) -> tuple[float, float | None, Interval | None]:
-    known = [s for s in stderrs if s is not None and math.isfinite(s)]
-    if len(values) > 1:
-        pooled = seed_mean(values, known, n)
-        return pooled.value, pooled.stderr, pooled.interval()
-    value, stderr = values[0], known[0] if known else None
-    hits = value * n
-    if kind == "percent" and 0 <= value <= 1 and abs(hits - round(hits)) < 1e-6 * max(n, 1):
-        stderr = stderr if stderr is not None else math.sqrt(value * (1 - value) / n)
-        if abs(stderr - math.sqrt(value * (1 - value) / max(n - 1, 1))) < 0.05 / math.sqrt(n):
-            return value, stderr, wilson_interval(round(hits), n)
-    if stderr is None:
-        return value, None, None
-    if kind == "perplexity" and value > 0:
-        return value, stderr, log_normal_interval(value, stderr)
-    return value, stderr, normal_interval(value, stderr)
-
-
-def _weights(score: ProtocolScore) -> list[float] | None:
-    """Weights under which the tasks give the recorded mean: plain, by size, or None when neither does."""
-    tasks = score.tasks
-    if not tasks or any(t.n == 0 or not math.isfinite(t.value) for t in tasks):
-        return None
-    equal = [1 / len(tasks)] * len(tasks)
-    documents = sum(t.n for t in tasks)
-    by_size = [t.n / documents for t in tasks]
-    if score.mean is None:
-        return equal if len(tasks) == 1 else None
-    for weights in (equal, by_size):
-        if abs(sum(w * t.value for w, t in zip(weights, tasks, strict=True)) - score.mean.value) < MEAN_TOLERANCE:
-            return weights
-    return None
-
-
-def _mean(where: str, scores: list[ProtocolScore], tasks: dict[str, Score], notes: list[Note]) -> Score | None:
-    first = scores[0]
-    if first.mean is None:
-        return next(iter(tasks.values())) if len(first.tasks) == 1 and tasks else None
-    means = [s.mean for s in scores if s.mean is not None and math.isfinite(s.mean.value)]
-    if len(means) < len(scores):
-        notes.append(Note("NaN score", f"{where}: the mean is missing or NaN in {len(scores) - len(means)} record(s); left out."))
-    if not means:
-        return None
-    documents = sum(t.n for t in first.tasks)
-    if len(first.tasks) == 1 and tasks:
-        only = next(iter(tasks.values()))
-        if abs(only.value - sum(m.value for m in means) / len(means)) < MEAN_TOLERANCE:
-            return only
-    metrics = sorted({t.metric for t in first.tasks})
-    higher = all(t.higher_is_better for t in first.tasks)
-    kind = fmt.kind_of(metrics[0] if metrics else "", higher)
-    stderrs = [m.stderr if m.stderr is not None else _mean_stderr(s) for m, s in zip(means, scores, strict=False)]
-    value, stderr, interval = _mean_estimate([m.value for m in means], stderrs, documents)
-    metric = fmt.short(" / ".join(metrics), 40)
-    return Score(metric, kind, value, stderr, interval, documents, higher, first.chance, first.definition, len(means))
-
-
-def _mean_stderr(score: ProtocolScore) -> float | None:
-    weights = _weights(score)
-    errors = [t.stderr for t in score.tasks]
-    if weights is None or any(e is None for e in errors):
-        return None
-    return math.sqrt(sum((w * (e or 0.0)) ** 2 for w, e in zip(weights, errors, strict=True)))
-
-
-def _mean_estimate(values: list[float], stderrs: list[float | None], n: int) -> tuple[float, float | None, Interval | None]:
-    if len(values) > 1:
-        pooled = seed_mean(values, stderrs, n)
-        return pooled.value, pooled.stderr, pooled.interval()
-    if stderrs[0] is None:
-        return values[0], None, None
-    return values[0], stderrs[0], normal_interval(values[0], stderrs[0])
+def _finished(record: Record) -> float:
+    return record.run.finished_at.timestamp() if record.run.finished_at else -math.inf

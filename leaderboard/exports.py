@@ -11,10 +11,10 @@ from pathlib import Path
 from prunebench.leaderboard import formatting as fmt
 from prunebench.leaderboard.collect import Entry
 from prunebench.leaderboard.plots.style import slug, spreadsheet_safe
-from prunebench.leaderboard.tables import Cell, Column, Table, suite_ids
+from prunebench.leaderboard.tables import Cell, Column, Table
 
 SIZES = ("params_total", "params_blocks", "disk_bytes", "macs")
-COSTS = ("latency", "decode", "prune_seconds", "prune_tokens", "prune_peak", "status")
+COSTS = ("latency", "decode", "prune_seconds", "training_tokens", "calibration_tokens", "prune_peak", "status")
 MOST_BLOCK_TABLES = 400
 MOST_MARKDOWN_ROWS = 2000
 
@@ -28,7 +28,7 @@ def as_csv(columns: Sequence[Column], rows: Sequence[dict[str, Cell]]) -> str:
     for column in columns:
         head.append(heading(column))
         if column.key in with_sub:
-            head.append(heading(column) + (" ±" if column.key.endswith(("|mean", "|retention")) or "|task|" in column.key else " note"))
+            head.append(heading(column) + (" ±" if column.key.endswith("|mean") or "|task|" in column.key else " note"))
     writer.writerow([spreadsheet_safe(h) for h in head])
     for row in rows:
         line: list[str] = []
@@ -126,28 +126,31 @@ def _blocks(folder: Path, table: Table, entries: list[Entry], write: Callable[[P
     by_id = {e.id: e for e in entries}
     groups: dict[tuple[str, float, str, str, bool, str], list[int]] = defaultdict(list)
     dense: dict[tuple[str, bool], list[int]] = defaultdict(list)
-    suites = suite_ids(entries)
+    unscored: dict[tuple[str, float, str, bool], list[int]] = defaultdict(list)
     for index, entry_id in enumerate(table.ids):
         entry = by_id[entry_id]
-        if entry.sparsity is None:
+        if entry.is_dense:
             dense[(entry.model, entry.synthetic)].append(index)
-            continue
-        for suite in suites:
-            if suite in entry.suites or (not entry.suites and suite.endswith(" (synthetic)") == entry.synthetic):
-                groups[(entry.model, entry.sparsity, entry.basis, entry.recovery, entry.synthetic, suite)].append(index)
+        elif entry.race is not None and entry.sparsity is not None:
+            if not entry.suites:  # a cell that failed is a row of every table that it was meant for
+                unscored[(entry.model, entry.sparsity, entry.basis, entry.synthetic)].append(index)
+            for suite in entry.suites:
+                groups[(entry.model, entry.sparsity, entry.basis, entry.track, entry.synthetic, suite)].append(index)
+    for (model, sparsity, basis, _, synthetic, _), indexes in groups.items():
+        indexes += unscored[(model, sparsity, basis, synthetic)]
     if not groups:
         return 0, 0
     folder.mkdir(parents=True, exist_ok=True)
     keys = {c.key: c for c in table.columns}
-    listing = ["# Tables by model, sparsity, recovery and suite", ""]
+    listing = ["# Tables by model, sparsity, track and suite", ""]
     names: set[str] = set()
     for group, indexes in list(groups.items())[:MOST_BLOCK_TABLES]:
-        model, sparsity, basis, recovery, synthetic, suite = group
+        model, sparsity, basis, track, synthetic, suite = group
         rows = [table.rows[i] for i in [*dense[(model, synthetic)], *indexes]]
-        wanted = ["method", *(k for k in keys if k.startswith(f"{suite}|")), *SIZES, *COSTS]
+        wanted = ["method", "recovery", *(k for k in keys if k.startswith(f"{suite}|")), *SIZES, *COSTS]
         columns = [keys[k] for k in wanted if k in keys]
-        title = f"{fmt.model_label(model)}, {fmt.sparsity(sparsity)} of {basis}, recovery {fmt.short(recovery, 24)}, {suite}"
-        base = slug("__".join((slug(fmt.model_label(model)), slug(f"{100 * sparsity:g}"), slug(basis), slug(recovery), slug(suite))), 150)
+        title = f"{fmt.model_label(model)}, {fmt.sparsity(sparsity)} of {basis}, {track}, {suite}"
+        base = slug("__".join((slug(fmt.model_label(model)), slug(f"{100 * sparsity:g}"), slug(basis), slug(track), slug(suite))), 150)
         name = base
         for number in range(2, len(names) + 3):
             if name not in names:

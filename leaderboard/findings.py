@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
 from prunebench.leaderboard import formatting as fmt
 from prunebench.leaderboard.collect import Entry, Score
-from prunebench.leaderboard.compare import Block, Comparisons, Pair
-from prunebench.leaderboard.tables import STATUS_WORDS, half_width, suite_ids
+from prunebench.leaderboard.compare import ONE_SEED, Block, Comparisons, Pair
+from prunebench.leaderboard.tables import STATUS_WORDS, half_width, kept_cell, suite_ids
 
 
 @dataclass(frozen=True)
@@ -22,66 +21,99 @@ class Finding:
 
 
 def findings(entries: list[Entry], comparisons: Comparisons) -> list[Finding]:
-    """One sentence a block (differences before ties, first suites first), what is at chance, what did not finish."""
+    """One sentence a race and suite (differences before ties, first suites first), where the dense model is at chance, what did not
+    finish."""
     order = {s: i for i, s in enumerate(suite_ids(entries))}
     single = len({e.model for e in entries}) == 1
-    blocks = sorted(comparisons.blocks, key=lambda b: (order[b.suite], b.model, b.sparsity, b.recovery))
-    head = sorted((f for block in blocks for f in _of_block(block, comparisons, single)), key=lambda f: f.tone != "win")
-    first = [f for f in (_at_chance(entries, order, single), _unfinished(entries)) if f is not None]
+    blocks = sorted(comparisons.blocks, key=lambda b: (order[b.suite], b.model, b.sparsity, b.track))
+    head = sorted((of_block(block, comparisons, single) for block in blocks), key=lambda f: f.tone != "win")
+    first = [*_dense_at_chance(comparisons, order, single), *_collapsed(entries, comparisons, order, single)]
+    first += [f for f in (_unfinished(entries),) if f is not None]
     return [*head[: max(0, 6 - len(first))], *first, *head[max(0, 6 - len(first)) :]]
 
 
 def _synthetic(block: Block) -> str:
-    return "Synthetic: " if any(e.synthetic for e in block.entries) else ""
+    return "Synthetic: " if block.synthetic else ""
 
 
-def _where(block: Block, single: bool) -> str:
+def where(block: Block, single: bool) -> str:
+    """The race in words: 'With 50 % of all parameters removed and no training'."""
     of = "all parameters" if block.basis == "total" else "the decoder blocks' parameters"
-    text = f"With {fmt.sparsity(block.sparsity)} of {of} removed"
-    if block.recovery != "none":
-        text += f" and {fmt.short(block.recovery, 24)} recovery"
+    text = f"With {fmt.sparsity(block.sparsity)} of {of} removed and {block.track}"
     return text if single else f"{text}, {fmt.model_label(block.model)}"
 
 
-def _of_block(block: Block, comparisons: Comparisons, single: bool) -> list[Finding]:
+def of_block(block: Block, comparisons: Comparisons, single: bool) -> Finding:
+    """Who is better in one race on one suite, or why that can't be told."""
     suite = block.suite.removesuffix(" (synthetic)")
-    where = _synthetic(block) + _where(block, single)
+    head = _synthetic(block) + where(block, single)
+    ranked = [e for e in block.entries if (e.id, block.suite) in comparisons.ranks]
+    others = _others(block, comparisons)
     if len(block.entries) == 1:
         only = block.entries[0]
-        return [Finding(f"{where}, {only.label} is the only method scored on {suite}.", _kept(only, block, comparisons), "tie")]
-    best = [e for e in block.entries if comparisons.ranks[(e.id, block.suite)] == 1]
-    if not block.pairs:
-        return [Finding(f"{where}, methods could not be compared on {suite}.", "No standard errors were recorded.", "tie")]
-    if len(best) == len(block.entries):
-        return [_all_tied(block, where, suite)]
-    ordered = sorted(best, key=lambda e: _value(e, block.suite), reverse=_higher(block))
-    evidence = _evidence(block, ordered)
-    kept = _kept(ordered[0], block, comparisons)
+        return Finding(f"{head}, {only.full_label} is the only method scored on {suite}.", _kept(only, block, comparisons), "tie")
+    if not ranked:
+        return Finding(f"{head}, methods can't be ranked on {suite}.", f"{others} {_checkpoints(block)}".strip(), "tie")
+    best = [e for e in ranked if comparisons.ranks[(e.id, block.suite)].low == 1]
+    if len(best) == len(ranked):
+        return _all_tied(block, head, suite, ranked, others)
+    ordered = sorted(best, key=lambda e: _score(e, block.suite).value, reverse=_higher(block))
+    body = f"{_evidence(block, ordered)} {_kept(ordered[0], block, comparisons)} {others}"
     if len(best) == 1:
-        beaten = [p for p in block.pairs if p.winner is best[0]]
+        beaten = [_loser(p) for p in block.pairs if p.winner is best[0]]
         everyone = len(beaten) == len(block.entries) - 1
-        than = "every other method scored" if everyone and len(beaten) > 1 else _join([_loser(p).label for p in beaten])
-        return [Finding(f"{where}, {best[0].label} is better than {than} on {suite}.", f"{evidence} {kept}", "win")]
-    names = _join([e.label for e in ordered])
-    return [Finding(f"{where}, {names} share first place on {suite}.", f"{evidence} {kept}", "win")]
+        than = "every other method scored" if everyone and len(beaten) > 1 else _join([e.full_label for e in beaten])
+        return Finding(f"{head}, {best[0].full_label} is better than {than} on {suite}.", body.strip(), "win")
+    names = _join([e.full_label for e in ordered])
+    return Finding(f"{head}, {names} share first place on {suite}.", body.strip(), "win")
 
 
-def _all_tied(block: Block, where: str, suite: str) -> Finding:
-    widest = max(block.pairs, key=lambda p: abs(p.result.difference))
-    body = f"The largest difference is {_difference(widest)} between {widest.a.label} and {widest.b.label}, Holm p {_p(widest.holm_p)}."
+def _others(block: Block, comparisons: Comparisons) -> str:
+    """The methods without a rank, by reason."""
+    reasons: dict[str, list[str]] = {}
+    for entry in block.entries:
+        why = comparisons.unranked.get((entry.id, block.suite))
+        if why:
+            reasons.setdefault(why, []).append(entry.full_label)
+    return " ".join(f"Not ranked: {_join(labels)} ({why})." for why, labels in reasons.items())
+
+
+def _checkpoints(block: Block) -> str:
+    """What tests of single checkpoints show, where nothing can be said of the methods."""
+    ahead = [p for p in block.pairs if p.ahead is not None and p.one_seed and p.ahead not in p.collapsed and p.holds_where_dense_can]
+    if not ahead:
+        return ""
+    widest = max(ahead, key=lambda p: abs(p.result.difference) / p.result.stderr if p.result.stderr else 0.0)
+    first = widest.ahead
+    assert first is not None
+    other = widest.b if first is widest.a else widest.a
+    return (
+        f"As checkpoints, {first.full_label} is {_difference(widest)} ahead of {other.full_label} (Holm p {_p(widest.holm_p)}); "
+        "another seed may turn that round."
+    )
+
+
+def _all_tied(block: Block, head: str, suite: str, ranked: list[Entry], others: str) -> Finding:
+    ids = {e.id for e in ranked}
+    pairs = [p for p in block.pairs if p.a.id in ids and p.b.id in ids]
+    widest = max(pairs, key=lambda p: abs(p.result.difference))
+    names = f"{widest.a.full_label} and {widest.b.full_label}"
+    body = f"The largest difference is {_difference(widest)} between {names}, Holm p {_p(widest.holm_p)}."
+    if widest.ahead is not None and not widest.holds_where_dense_can:
+        body += " It is not there on the tasks that the dense model can do."
     if block.detectable is not None:
         if widest.is_log:
-            least = f"a factor of {fmt.significant(math.exp(block.detectable), 3)}"
+            least = f"a factor of {fmt.ratio(block.detectable)}"
         else:
             least = _amount(block.detectable, _score(widest.a, block.suite))
         body += f" This sample could have shown {least}."
-    return Finding(f"{where}, no method is significantly better than another on {suite}.", body, "tie")
+    return Finding(f"{head}, no method is significantly better than another on {suite}.", f"{body} {others}".strip(), "tie")
 
 
 def _evidence(block: Block, best: list[Entry]) -> str:
     ids = {e.id for e in best}
     won = [p for p in block.pairs if p.winner is not None and p.winner.id in ids and _loser(p).id not in ids]
-    scores = ", ".join(f"{e.label} {_shown(e, block.suite)}" for e in best[:3])
+    scores = ", ".join(f"{e.full_label} {_shown(e, block.suite)}" for e in best[:3])
     if not won:
         return f"{scores}."
     closest = min(won, key=lambda p: abs(p.result.difference))
@@ -89,58 +121,72 @@ def _evidence(block: Block, best: list[Entry]) -> str:
     low, high = sorted((abs(closest.result.interval.low), abs(closest.result.interval.high)))
     score = _score(closest.a, block.suite)
     if closest.is_log:
-        span = f"95 % interval {fmt.significant(math.exp(low), 3)} to {fmt.significant(math.exp(high), 3)}"
+        span = f"95 % interval {fmt.ratio(low)} to {fmt.ratio(high)}"
     else:
         span = f"95 % interval {_amount(low, score, unit=False)} to {_amount(high, score)}"
     winner = closest.winner
     assert winner is not None
+    seeds = len(winner.suites[block.suite].scored), len(loser.suites[block.suite].scored)
     return (
-        f"{scores}; the nearest significantly worse one is {loser.label} with {_shown(loser, block.suite)}, "
-        f"{_difference(closest)} behind {winner.label} ({span}, Holm p {_p(closest.holm_p)})."
+        f"{scores}; the nearest significantly worse one is {loser.full_label} with {_shown(loser, block.suite)}, "
+        f"{_difference(closest)} behind {winner.full_label} ({span}, Holm p {_p(closest.holm_p)}, {closest.result.n:,} items, "
+        f"{seeds[0]} and {seeds[1]} seed{'s' if sum(seeds) > 2 else ''})."
     )
 
 
 def _kept(entry: Entry, block: Block, comparisons: Comparisons) -> str:
-    kept = comparisons.retention.get((entry.id, block.suite))
-    score = _score(entry, block.suite)
-    if kept is None or block.dense is None:
+    """What a row keeps of the dense model."""
+    place = (entry.id, block.suite)
+    seeds = ", of this checkpoint" if comparisons.unranked.get(place) == ONE_SEED else ""
+    if _score(entry, block.suite).kind == "perplexity":
+        ratio = comparisons.of_dense.get(place)
+        return (
+            ""
+            if ratio is None
+            else f"{entry.full_label}: {kept_cell(ratio, True).full} times the dense perplexity{seeds}.".replace("×", "")
+        )
+    kept = comparisons.kept.get(place)
+    if kept is None:
         return ""
-    for pair in block.against_dense:
-        if pair.a is entry and not pair.is_significant:
-            return f"{entry.label} is not told apart from the dense model: difference {_difference(pair)}, Holm p {_p(pair.holm_p)}."
-    share, error = kept
-    if score.kind == "perplexity":
-        return f"{entry.label}: {fmt.significant(share, 3)} times the dense perplexity."
-    if score.kind != "percent":
-        return ""
-    sure = "" if error is None else f" ± {fmt.fixed(196 * error, 0)}"
-    text = f"{entry.label} keeps {fmt.fixed(100 * share, 0)}{sure} % of the dense score"
-    dense = block.dense.suites[block.suite].mean
-    if dense is not None and dense.margin and score.margin is not None and dense.margin > 0:
-        text += f", and {fmt.fixed(100 * score.margin / dense.margin, 0)} % of its margin over chance"
-    return text + "."
+    tasks = f"{len(kept.tasks)} task{'s' if len(kept.tasks) > 1 else ''} that it can do"
+    return f"{entry.full_label} keeps {kept_cell(kept).full} of what the dense model has above chance on the {tasks}{seeds}."
 
 
-def _at_chance(entries: list[Entry], order: dict[str, int], single: bool) -> Finding | None:
-    found = [
-        (e, s)
-        for e in entries
-        for s in e.suites.values()
-        if not e.is_dense and s.mean is not None and s.mean.chance and s.mean.is_at_chance
+def _dense_at_chance(comparisons: Comparisons, order: dict[str, int], single: bool) -> list[Finding]:
+    """On which tasks the dense model is at chance: nothing can be kept there."""
+    found: dict[tuple[str, str], Block] = {}
+    for block in comparisons.blocks:
+        if block.able is not None and block.able.at_chance and block.dense is not None:
+            found.setdefault((block.model, block.suite), block)
+    said = []
+    for block in sorted(found.values(), key=lambda b: (order[b.suite], b.model)):
+        assert block.able is not None
+        assert block.dense is not None
+        tasks = block.dense.suites[block.suite].tasks
+        shown = [
+            f"{name} ({_value(tasks[name])}, chance {fmt.score(tasks[name].chance, tasks[name].kind)})" for name in block.able.at_chance
+        ]
+        whose = "The dense model" if single else f"Dense {fmt.model_label(block.model)}"
+        head = f"{whose} is at chance on {_join(list(block.able.at_chance))} of {block.suite}."
+        said.append(Finding(head, f"{'; '.join(shown)}. Retention leaves these tasks out, and no win rests on them.", "bad"))
+    return said
+
+
+def _collapsed(entries: list[Entry], comparisons: Comparisons, order: dict[str, int], single: bool) -> list[Finding]:
+    """Which rows lost everything."""
+    by_id = {e.id: e for e in entries}
+    lost = sorted(comparisons.collapsed, key=lambda where: (order[where[1]], where[0]))
+    if not lost:
+        return []
+    names = [
+        f"{e.full_label + ' ' + fmt.sparsity(e.sparsity) if single else e.title} on {suite} ({_value(_score(e, suite))})"
+        for e, suite in ((by_id[i], suite) for i, suite in lost)
     ]
-    scored = [e for e in entries if not e.is_dense and any(s.mean is not None and s.mean.chance for s in e.suites.values())]
-    if not found:
-        return None
-    found.sort(key=lambda x: order[x[1].id])
-    suites = list(dict.fromkeys(s.id for _, s in found))
-    some = "; ".join(
-        f"{(e.title if not single else e.full_label + ' ' + fmt.sparsity(e.sparsity))} on {s.id} ({_shown(e, s.id)}, chance "
-        f"{fmt.score(s.mean.chance, 'percent') if s.mean else ''})"
-        for e, s in found[:3]
-    )
-    more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
-    head = f"{len({e.id for e, _ in found})} of {len(scored)} pruned settings can't be told apart from guessing on {_join(suites[:3])}."
-    return Finding(head, f"{some}{more}.", "bad")
+    more = f"; and {len(names) - 3} more" if len(names) > 3 else ""
+    pruned = sum(not e.is_dense and bool(e.suites) for e in entries)
+    head = f"{len({i for i, _ in lost})} of {pruned} pruned settings collapsed on a suite."
+    body = f"{'; '.join(names[:3])}{more}: above chance on no task, or over 10 times the dense perplexity. They are not ranked."
+    return [Finding(head, body, "bad")]
 
 
 def _unfinished(entries: list[Entry]) -> Finding | None:
@@ -168,23 +214,22 @@ def _score(entry: Entry, suite: str) -> Score:
     return mean
 
 
-def _value(entry: Entry, suite: str) -> float:
-    return _score(entry, suite).value
-
-
 def _higher(block: Block) -> bool:
     return _score(block.entries[0], block.suite).higher_is_better
 
 
+def _value(score: Score) -> str:
+    return fmt.score(score.value, score.kind)
+
+
 def _shown(entry: Entry, suite: str) -> str:
     score = _score(entry, suite)
-    text = fmt.score(score.value, score.kind)
-    return text if score.interval is None else f"{text} ± {half_width(score)}"
+    return _value(score) if score.interval is None else f"{_value(score)} ± {half_width(score)}"
 
 
 def _difference(pair: Pair) -> str:
     if pair.is_log:
-        return f"a factor of {fmt.significant(math.exp(abs(pair.result.difference)), 3)}"
+        return f"a factor of {fmt.ratio(abs(pair.result.difference))}"
     return _amount(abs(pair.result.difference), _score(pair.a, pair.suite))
 
 

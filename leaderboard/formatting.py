@@ -58,6 +58,11 @@ def significant(value: float | None, digits: int) -> str:
     return fixed(value, max(0, digits - 1 - exponent))
 
 
+def ratio(log: float) -> str:
+    """A ratio from its logarithm, three digits; beyond what a float holds it is infinite."""
+    return significant(math.exp(log) if log < 700 else math.inf, 3)
+
+
 def signed(value: float | None, digits: int) -> str:
     text = fixed(value, digits)
     return text if text == MISSING or text.startswith("−") or (value == 0) else "+" + text
@@ -68,10 +73,11 @@ def percent(value: float | None, digits: int = 0) -> str:
 
 
 def sparsity(value: float | None) -> str:
-    if value is None:
-        return "dense"
-    text = f"{100 * value:.1f}".rstrip("0").rstrip(".")
-    return f"{text} %"
+    """A target: '20 %'; 'dense' and 'missing' are said by whoever knows which of the two None is."""
+    if value is None or math.isnan(value):
+        return "no sparsity"
+    text = fixed(100 * value, 1)
+    return f"{text.rstrip('0').rstrip('.') if '.' in text else text} %"
 
 
 def count(value: float | None) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import math
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
@@ -12,38 +13,69 @@ from typing import Any
 from prunebench.leaderboard import formatting as fmt
 from prunebench.leaderboard.collect import Entry, Note
 from prunebench.leaderboard.compare import Comparisons
-from prunebench.leaderboard.findings import Finding
+from prunebench.leaderboard.fairness import fairness
+from prunebench.leaderboard.families import WORDS
+from prunebench.leaderboard.findings import Finding, where
 from prunebench.leaderboard.plots.style import Plot
 from prunebench.leaderboard.record import Record
-from prunebench.leaderboard.tables import STATUS_WORDS, Cell, Column, Table, cells_table, suite_ids
+from prunebench.leaderboard.tables import EXPORT, STATUS_WORDS, Cell, Column, Table, cells_table, suite_ids
 
 CHUNK = 50
 PAGE_SIZES = {"pairs": 20, "published": 15}
 PLAIN_LIMIT = 3_000_000
 """Up to this many characters the records are put into the page as plain JSON; above it, gzipped."""
 MOST_LISTED = 200
+FIRST_NOTES = ("set aside", "sparsity", "unreadable", "schema", "invalid", "misplaced")
 METHOD = [
     (
         "Intervals",
-        "95 %. One task, one seed: Wilson's interval over the documents. Suite means: normal, from the standard errors of "
-        "the tasks. Perplexities: symmetric on the log scale. Several seeds: Student's t over documents and seeds together "
-        "(Satterthwaite's degrees of freedom), the documents being shared by all seeds.",
+        "95 %. One task, one seed: Wilson's interval over the items. Suite means: t, from the errors of the tasks. Perplexities: t on "
+        "the log scale, with blocks - 1 degrees of freedom, so that 4 blocks give a wide interval. Seeds: where a method was run with "
+        "several, their spread (pooled over its settings) is in every interval of it, also of its rows with one seed; the items are "
+        "shared by all seeds. Degrees of freedom of several parts are Satterthwaite's.",
+    ),
+    (
+        "One seed",
+        "The result of a method that trains (or draws at random) hangs on its seed. With one seed, and no spread of seeds measured "
+        "for that method on this model, a row tells about this checkpoint: its interval is over items only, it gets no rank, and no "
+        "sentence calls the method better.",
     ),
     (
         "Tests",
-        "Methods are compared on the same items. Suite means of single-seed cells: paired bootstrap, items resampled "
-        "within each task. Single tasks: exact McNemar. Several seeds: paired t over documents and seeds. Without outcomes "
-        "per item: an unpaired z test, marked as such. All pairs of one model, sparsity, recovery and suite are corrected "
-        "together by Holm's method; Benjamini-Hochberg values are in the exports.",
+        "Methods are compared on the same items by the paired t test over items, and over seeds where their spread is known; single "
+        "tasks by the exact McNemar test. Without outcomes per item: Welch's unpaired t, marked as such. No p-value has a floor.",
     ),
-    ("Ranks", "1 + the number of methods that are significantly better. Methods that can't be told apart share a rank, shown as 1=."),
+    (
+        "What is corrected over what",
+        "Holm's method, in families: "
+        + "; ".join(f"{kind}: {words}" for kind, words in WORDS.items() if kind != "chosen")
+        + ". Ablations of a method are no further methods: they make none of the other families larger. The main setting of a method "
+        "is the one with most seeds, then the one nearest to all others; never the best. Benjamini-Hochberg values are in the exports.",
+    ),
+    (
+        "Tracks",
+        "A race is one model, one sparsity (and what it counts) and one track: no training, or the same number of training tokens "
+        "within 5 %, wherever a method spends them: while it prunes or in a recovery.",
+    ),
+    (
+        "Ranks",
+        "The places that the corrected tests leave open: 1 + the number of methods that are better, to the number of methods less "
+        "those that are worse. No rank without another method on the same items, a standard error, and a dense model above chance. A "
+        "win must hold on the tasks that the dense model can do.",
+    ),
+    (
+        "Kept above chance",
+        "(score - chance) / (dense - chance) of the mean over the tasks on which the dense model is above chance (one-sided exact "
+        "binomial tests, Holm-corrected over the tasks), with Fieller's interval from the paired items. The plain share of the dense "
+        "score, chance included, is in the exports, for comparison with papers.",
+    ),
     (
         "Detectable difference",
-        "The smallest true difference that the test would have found with 80 % probability at the corrected level. "
-        "Where methods differ by less, the sample was too small to tell.",
+        "The smallest true difference that the test would have found with 80 % probability at the corrected level, from the t "
+        "quantiles of the test. Where methods differ by less, the sample was too small to tell.",
     ),
+    ("Collapsed", "Above chance on no task (Holm-corrected), or over 10 times the dense perplexity. Never ranked, never called better."),
     ("Chance", "What guessing gives. 'At chance' means that the interval reaches that level."),
-    ("Of dense", "The score divided by the unpruned model's on the same items; for a perplexity, how many times larger it became."),
     (
         "Sparsity",
         "Parameters removed / dense parameters: of all distinct parameters (total) or of the decoder blocks' projections (blocks).",
@@ -92,12 +124,13 @@ def render(content: Content) -> str:
         more_findings=content.findings[6:MOST_LISTED],
         plots=content.plots,
         plot_note=content.plot_note,
+        fairness=_fairness(content),
         has_pairs=content.pairs is not None,
         pairs_note=_pairs_note(content.comparisons),
         has_ledger=content.ledger is not None,
         ledger_note=content.ledger_note,
         **_unfinished(content.entries),
-        notes=[Note(n.kind, fmt.short(n.text, 400)) for n in content.notes[:MOST_LISTED]],
+        notes=[Note(n.kind, fmt.short(n.text, 400)) for n in _by_weight(content.notes)[:MOST_LISTED]],
         notes_more=_more(len(content.notes), "notes"),
         method=METHOD,
         definitions=_definitions(content.entries),
@@ -105,6 +138,11 @@ def render(content: Content) -> str:
         footer=_footer(content.entries),
     )
     return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _by_weight(notes: list[Note]) -> list[Note]:
+    """Notes on rows and records that are missing or compared with nothing first: however many others there are, these are shown."""
+    return sorted(notes, key=lambda note: note.kind not in FIRST_NOTES)
 
 
 def _more(count: int, what: str) -> str:
@@ -128,7 +166,7 @@ def _lead(entries: list[Entry]) -> str:
         return "Nothing measured yet."
     models = list(dict.fromkeys(fmt.model_label(e.model) for e in entries))
     methods = {e.method for e in entries if not e.is_dense}
-    levels = sorted({e.sparsity for e in entries if e.sparsity is not None})
+    levels = sorted({e.sparsity for e in entries if e.race and e.sparsity is not None})
     cells = [r for e in entries for r in e.records]
     done = sum(r.run.status == "done" for r in cells)
     shown = ", ".join(models[:4]) + (f" and {len(models) - 4} more" if len(models) > 4 else "")
@@ -136,8 +174,9 @@ def _lead(entries: list[Entry]) -> str:
     what = f"{len(methods)} pruning method{'s' if len(methods) != 1 else ''}" if methods else "No pruned model"
     where = f" at {span} sparsity" if levels else ""
     return (
-        f"{what} on {shown}{where}: {done} of {len(cells)} cells finished. Every method had the same model, data and budget; "
-        "every number is traced to one record, with its interval, and every record to one command."
+        f"{what} on {shown}{where}: {done} of {len(cells)} cells finished. Every number is "
+        "traced to its records, with its interval, and every record to one command. What the methods of a race had in common, and what "
+        "not, stands below the table."
     )
 
 
@@ -182,12 +221,26 @@ def _definitions(entries: list[Entry]) -> list[tuple[str, str]]:
     return sorted(found.items())
 
 
+def _fairness(content: Content) -> list[tuple[str, str]]:
+    """What is equal in each race and what is not; races whose suites say the same are told once."""
+    found: dict[tuple[str, str], list[str]] = {}
+    single = len({e.model for e in content.entries}) == 1
+    for block in content.comparisons.blocks:
+        if len(block.entries) > 1:
+            found.setdefault((where(block, single), fairness(block, content.entries).sentence), []).append(block.suite)
+    told = [(f"{race}, {', '.join(suites)}", sentence) for (race, sentence), suites in found.items()]
+    return told[:MOST_LISTED]
+
+
 def _pairs_note(comparisons: Comparisons) -> str:
     counts = [len(b.pairs) for b in comparisons.blocks if b.pairs]
-    if not counts:
+    ablations = sum(len(b.ablation_pairs) for b in comparisons.blocks)
+    if not counts and not ablations:
         return ""
+    families = [f"{sum(counts)} pairs of methods in {len(counts)} races and suites"] if counts else []
+    families += [f"{ablations} ablations against their method's main setting"] if ablations else []
     return (
-        f"{sum(counts)} pairs of methods in {len(counts)} groups, and each method against the dense model. "
+        f"{', '.join(families)}, and each method against the dense model: each of these families is corrected for itself. "
         "A positive difference means that the first one's value is higher."
     )
 
@@ -223,8 +276,8 @@ def page_data(content: Content, cells: Table) -> dict[str, Any]:
     return {"tables": tables, "entries": starts, "titles": titles, "suites": suites, "chunkSize": CHUNK}
 
 
-_FACETS = ("model", "method", "sparsity", "recovery", "status", "suite", "kind", "verdict", "paper")
-_OPTIONAL = ("model", "recovery")
+_FACETS = ("model", "method", "sparsity", "recovery", "status", "suite", "track", "family", "kind", "verdict", "paper")
+_OPTIONAL = ("model", "recovery", "track")
 
 
 def table_data(table: Table, entries: list[Entry], name: str, opens: str, suites: list[str]) -> dict[str, Any]:
@@ -236,7 +289,8 @@ def table_data(table: Table, entries: list[Entry], name: str, opens: str, suites
     views += [(g, label) for g, label in (("size", "size"), ("speed", "speed"), ("cost", "cost")) if g in groups]
     if views:
         views.append(("all", "everything"))
-    columns = [_column_data(c, table) for c in table.columns]
+    shown = [c for c in table.columns if c.group != EXPORT]
+    columns = [_column_data(c, table) for c in shown]
     if not suites:
         views = []
         columns = [{**c, "group": "always"} for c in columns]
@@ -244,9 +298,9 @@ def table_data(table: Table, entries: list[Entry], name: str, opens: str, suites
         "name": name,
         "opens": opens,
         "views": views,
-        "facets": [c.key for c in table.columns if c.key in _FACETS],
+        "facets": [c.key for c in shown if c.key in _FACETS],
         "columns": columns,
-        "rows": [[_cell_data(row[c.key]) for c in table.columns] for row in table.rows],
+        "rows": [[_cell_data(row[c.key]) for c in shown] for row in table.rows],
         "ids": table.ids,
         "pageSize": PAGE_SIZES.get(name, 50),
     }
@@ -269,7 +323,7 @@ def _column_data(column: Column, table: Table) -> dict[str, Any]:
         rank = column.key.removesuffix("mean") + "rank"
         if any(c.key == rank for c in table.columns):
             data["rank"] = rank
-            data["rankTip"] = "rank: 1 + number of methods that are significantly better; = means shared"
+            data["rankTip"] = "places that the corrected tests leave open"
     if any(row[column.key].low is not None for row in table.rows):
         data["bar"] = "log" if column.is_lower_better else "linear"
     return data
@@ -286,8 +340,9 @@ def _views(column: Column) -> list[str]:
 def _cell_data(cell: Cell) -> Any:
     if cell.sort is None and cell.text == fmt.MISSING and not cell.sub and not cell.tip:
         return 0
-    data: list[Any] = [cell.sort, cell.text, cell.sub, cell.tip]
-    if cell.low is not None and cell.high is not None:
+    sort = None if isinstance(cell.sort, float) and not math.isfinite(cell.sort) else cell.sort  # JSON has no infinity
+    data: list[Any] = [sort, cell.text, cell.sub, cell.tip]
+    if cell.low is not None and cell.high is not None and math.isfinite(cell.low) and math.isfinite(cell.high):
         return [*data, cell.low, cell.high]
     while len(data) > 2 and not data[-1]:
         data.pop()

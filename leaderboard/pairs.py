@@ -7,7 +7,6 @@ import math
 from prunebench.leaderboard import formatting as fmt
 from prunebench.leaderboard.compare import Block, Comparisons, Pair
 from prunebench.leaderboard.plots.style import spreadsheet_safe
-from prunebench.leaderboard.statistics import minimum_detectable_difference
 from prunebench.leaderboard.tables import Cell, Column, Table
 
 COLUMNS = [
@@ -16,24 +15,21 @@ COLUMNS = [
     Column("suite", "Suite", "always", "", False),
     Column("model", "Model", "always", "", False),
     Column("sparsity", "Sparsity", "always", "target"),
-    Column("recovery", "Recovery", "always", "", False),
+    Column("track", "Track", "always", "training tokens, over pruning and recovery together", False),
     Column("difference", "Difference", "always", "first minus second, in points; for perplexities first / second; with its 95 % interval"),
-    Column("p", "Holm p", "always", "corrected over all pairs of the same model, sparsity, recovery and suite", is_lower_better=True),
+    Column("p", "Holm p", "always", "corrected over the family that stands beside it", is_lower_better=True),
     Column(
         "detectable", "Detectable", "always", "smallest true difference found with 80 % power at the corrected level", is_lower_better=True
     ),
     Column("verdict", "Verdict", "always", "", False),
+    Column("family", "Corrected over", "always", "", False),
     Column("test", "Test", "always", "", False),
 ]
 
 
-def family(block: Block, pair: Pair) -> list[Pair]:
-    return block.against_dense if pair.b.is_dense else block.pairs
-
-
 def every(comparisons: Comparisons) -> list[tuple[Block, Pair]]:
     """Every pair, those between methods first in each block."""
-    return [(block, pair) for block in comparisons.blocks for pair in [*block.pairs, *block.against_dense]]
+    return [(block, pair) for block in comparisons.blocks for pair in block.every_pair]
 
 
 def pairs_table(comparisons: Comparisons) -> tuple[Table, list[list[int]]]:
@@ -47,18 +43,30 @@ def _row(block: Block, pair: Pair) -> dict[str, Cell]:
     tasks = "; ".join(f"{t.task}: {t.a_only} to {t.b_only}, McNemar p {fmt.p_value(t.p_value)}" for t in pair.tasks)
     model = fmt.model_label(block.model)
     return {
-        "a": Cell(pair.a.label, pair.a.label, "", tasks),
-        "b": Cell(pair.b.label, pair.b.label),
+        "a": Cell(pair.a.full_label, pair.a.full_label, "", tasks),
+        "b": Cell(pair.b.full_label, pair.b.full_label),
         "suite": Cell(pair.suite, pair.suite),
         "model": Cell(model, model),
         "sparsity": Cell(block.sparsity, fmt.sparsity(block.sparsity)),
-        "recovery": Cell(block.recovery, fmt.short(block.recovery, 24)),
+        "track": Cell(block.track, block.track),
         "difference": difference_cell(pair),
         "p": Cell(pair.holm_p, fmt.p_value(pair.holm_p)),
-        "detectable": _detectable(block, pair),
+        "detectable": _detectable(pair),
         "verdict": _verdict(pair),
-        "test": Cell(pair.result.method, pair.result.method, f"n = {pair.result.n}"),
+        "family": Cell(pair.family.kind, pair.family.kind, f"{pair.family.size} tests", pair.family.words),
+        "test": Cell(pair.result.method, pair.result.method, _sample(pair), _degrees(pair)),
     }
+
+
+def _sample(pair: Pair) -> str:
+    counts = [len(e.suites[pair.suite].scored) for e in (pair.a, pair.b)]
+    seeds = f"{counts[0]} and {counts[1]}" if counts[0] != counts[1] else str(counts[0])
+    return f"n = {pair.result.n}, seeds {seeds}"
+
+
+def _degrees(pair: Pair) -> str:
+    degrees = pair.result.degrees_of_freedom
+    return "" if math.isinf(degrees) else f"{fmt.significant(degrees, 3)} degrees of freedom"
 
 
 def difference_cell(pair: Pair) -> Cell:
@@ -66,7 +74,7 @@ def difference_cell(pair: Pair) -> Cell:
     result = pair.result
     low, high = result.interval.low, result.interval.high
     if pair.is_log:
-        texts = [fmt.significant(math.exp(v), 3) for v in (result.difference, low, high)]
+        texts = [fmt.ratio(v) for v in (result.difference, low, high)]
         return Cell(result.difference, f"×{texts[0]}", f"[{texts[1]}, {texts[2]}]")
     if _is_percent(pair):
         return Cell(result.difference, fmt.signed(100 * result.difference, 1), f"[{fmt.fixed(100 * low, 1)}, {fmt.fixed(100 * high, 1)}]")
@@ -79,27 +87,33 @@ def _is_percent(pair: Pair) -> bool:
     return mean is not None and mean.kind == "percent"
 
 
-def detectable_difference(block: Block, pair: Pair) -> float | None:
-    if pair.result.stderr <= 0:
-        return None
-    return minimum_detectable_difference(pair.result.stderr, tests=len(family(block, pair)))
-
-
-def _detectable(block: Block, pair: Pair) -> Cell:
-    least = detectable_difference(block, pair)
+def _detectable(pair: Pair) -> Cell:
+    least = pair.detectable
     if least is None:
         return Cell(None, fmt.MISSING)
     if pair.is_log:
-        return Cell(least, f"×{fmt.significant(math.exp(least), 3)}")
+        return Cell(least, f"×{fmt.ratio(least)}")
     return Cell(least, fmt.fixed(100 * least, 1) if _is_percent(pair) else fmt.significant(least, 3))
 
 
+def verdict(pair: Pair) -> str:
+    """What the test allows to say, in words."""
+    ahead = pair.ahead
+    if ahead is None:
+        return "not told apart"
+    if ahead in pair.collapsed:
+        return "both collapsed" if len(pair.collapsed) == 2 else f"{ahead.full_label} ahead, but collapsed"
+    if not pair.holds_where_dense_can:
+        return f"{ahead.full_label} ahead, but not on the tasks that the dense model can do"
+    if pair.one_seed:
+        return f"{ahead.full_label}: this checkpoint ahead, one seed"
+    return f"{ahead.full_label} better"
+
+
 def _verdict(pair: Pair) -> Cell:
-    winner = pair.winner
-    if winner is None:
-        return Cell("1 not told apart", "not told apart")
-    text = f"{winner.label} better"
-    return Cell(f"0 {text}", text)
+    text = verdict(pair)
+    order = 0 if pair.winner else 1 if pair.ahead else 2
+    return Cell(f"{order} {text}", text)
 
 
 def export_rows(comparisons: Comparisons) -> list[dict[str, object]]:
@@ -115,14 +129,19 @@ def export_rows(comparisons: Comparisons) -> list[dict[str, object]]:
                 "low": result.interval.low,
                 "high": result.interval.high,
                 "stderr": result.stderr,
+                "degrees_of_freedom": result.degrees_of_freedom,
                 "p": result.p_value,
                 "holm_p": pair.holm_p,
                 "bh_p": pair.bh_p,
-                "family_size": len(family(block, pair)),
-                "detectable_difference": detectable_difference(block, pair),
-                "winner": pair.winner.label if pair.winner else "",
+                "family": pair.family.kind,
+                "family_size": pair.family.size,
+                "detectable_difference": pair.detectable,
+                "verdict": spreadsheet_safe(verdict(pair)),
+                "winner": spreadsheet_safe(pair.winner.full_label) if pair.winner else "",
                 "test": result.method,
                 "n": result.n,
+                "a_seeds": len(pair.a.suites[pair.suite].scored),
+                "b_seeds": len(pair.b.suites[pair.suite].scored),
             }
         )
     return rows
@@ -142,9 +161,9 @@ def _about(block: Block, pair: Pair) -> dict[str, object]:
         "model": block.model,
         "sparsity": block.sparsity,
         "basis": block.basis,
-        "recovery": block.recovery,
+        "track": block.track,
         "suite": pair.suite,
-        "a": pair.a.label,
-        "b": pair.b.label,
+        "a": pair.a.full_label,
+        "b": pair.b.full_label,
     }
     return {k: spreadsheet_safe(v) for k, v in found.items()}

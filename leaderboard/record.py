@@ -67,7 +67,7 @@ __all__ = [
     "write_record",
 ]
 
-ProblemKind = Literal["unreadable", "schema", "migrated", "invalid", "duplicate", "misplaced"]
+ProblemKind = Literal["unreadable", "schema", "migrated", "invalid", "duplicate", "misplaced", "set aside"]
 
 
 class Problem(BaseModel):
@@ -165,7 +165,8 @@ def read_records(out_dir: Path) -> tuple[list[Record], list[Problem]]:
     """Read every record under `<out_dir>/cells`, in the order of folder names.
 
     A file that can't be used becomes a `Problem` that says why; it never stops the reading. Of two records with
-    one cell_id the one that finished last is kept. A folder without cells gives two empty lists.
+    one cell_id the one that finished last is kept; what was set aside is named, whether it was run again or not. A folder
+    without cells gives two empty lists.
 
     Raises:
         LeaderboardError: `out_dir` does not exist or is no folder.
@@ -194,6 +195,10 @@ def read_records(out_dir: Path) -> tuple[list[Record], list[Problem]]:
             kept[cell_id] = newest
         else:
             kept[cell_id] = (record, name)
+    for path in sorted(cells_dir(out_dir).glob("*/set-aside/*record.json")):
+        name, cell_id = path.relative_to(out_dir).as_posix(), path.parent.parent.name
+        now = "the cell was run again since" if cell_id in kept else "the cell has no other record: run it again"
+        problems.append(Problem(path=name, kind="set aside", message=f"{name} was set aside as changed or damaged; {now}."))
     return [record for record, _ in kept.values()], problems
 
 

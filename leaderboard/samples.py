@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from prunebench.leaderboard import formatting as fmt
-from prunebench.leaderboard.collect import Entry, Note, Suite
-from prunebench.leaderboard.record import Record, TaskScore, cell_dir
+from prunebench.leaderboard.collect import Entry, Note
+from prunebench.leaderboard.record import ProtocolScore, Record, TaskScore, cell_dir
+from prunebench.leaderboard.scores import Suite
 
 TOLERANCE = 1e-6
 _NUMERIC = ("bool", "int", "float", "double", "halffloat", "uint")
@@ -76,10 +77,11 @@ class SampleReader:
     def read(self, entry: Entry, suite: Suite) -> Outcomes | None:
         """Outcomes of every task of the suite, or None when any file or item is missing."""
         found_all = Outcomes({}, {}, {})
-        wanted = [[_find(record, suite, name) for record in entry.done] for name in suite.task_order]
+        done = [record for record, _ in suite.scored]
+        wanted = [[_find(score, name) for _, score in suite.scored] for name in suite.task_order]
         if not all(score is not None and score.samples_file and math.isfinite(score.value) for row in wanted for score in row):
             return None
-        files = [(record, score) for row in wanted for record, score in zip(entry.done, row, strict=True) if score is not None]
+        files = [(record, score) for row in wanted for record, score in zip(done, row, strict=True) if score is not None]
         tables = iter(self.pool.map(lambda f: _fetch(self.out_dir, *f), files))  # reading parquet frees the interpreter
         for name, row in zip(suite.task_order, wanted, strict=True):
             samples = []
@@ -180,10 +182,5 @@ def _floats(column: Any) -> np.ndarray:
     return np.asarray(column.to_numpy(zero_copy_only=False), dtype=np.float64)
 
 
-def _find(record: Record, suite: Suite, task: str) -> TaskScore | None:
-    for score in record.metrics.scores:
-        if score.protocol == suite.protocol and score.version == suite.version:
-            for candidate in score.tasks:
-                if fmt.short(candidate.task, 60) == task:
-                    return candidate
-    return None
+def _find(score: ProtocolScore, task: str) -> TaskScore | None:
+    return next((candidate for candidate in score.tasks if fmt.short(candidate.task, 60) == task), None)

@@ -157,6 +157,11 @@ class StageCost(_Part):
     seconds: float = Field(0.0, ge=0)
     peak_memory_bytes: int | None = None
     tokens: int | None = Field(None, description="tokens that the stage pushed through the model")
+    training_tokens: int | None = Field(
+        None, ge=0, description="tokens of training text that passed forward and back, prompts included, padding not; 0: it did not train"
+    )
+    label_tokens: int | None = Field(None, ge=0, description="of these the ones that carried a loss")
+    calibration_tokens: int | None = Field(None, ge=0, description="tokens of calibration text that the stage was given; 0: none")
 
 
 class RunBlock(_Part):
@@ -173,6 +178,9 @@ class RunBlock(_Part):
     status: Status
     reason: str = ""
     synthetic: bool = False
+    depends_on_seed: bool | None = Field(
+        None, description="whether the result hangs on random draws (beyond which calibration text is drawn); None: not said"
+    )
     command: str = Field("", description="the command that produces this record again")
     stages: list[StageCost] = Field(default_factory=list)
     started_at: datetime | None = None

@@ -1,21 +1,22 @@
 """Intervals, paired tests, corrections and ranks. Pure functions on numbers and arrays; no records here.
 
-Conventions: a fraction is in [0, 1]; `alpha` is two-sided; outcomes of two models are compared on the same items.
+Conventions: a fraction is in [0, 1]; `alpha` is two-sided; outcomes of two models are compared on the same items. Every
+p-value is analytic: it has no floor that a correction for many comparisons could lift over the level.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 
 ALPHA = 0.05
 POWER = 0.8
-BOOTSTRAP_DRAWS = 10_000
-_CATEGORY_LIMIT = 64
+PSEUDO_PAIRS = 2.0
+"""Discordant pseudo-pairs, half in each direction, added to the outcomes of two models; see `paired_part`."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,29 @@ class Interval:
 
 
 @dataclass(frozen=True)
+class Part:
+    """One source of error: its variance and the degrees of freedom with which that variance is known."""
+
+    variance: float
+    degrees_of_freedom: float
+
+
+@dataclass(frozen=True)
+class Estimated:
+    """A number with the standard error of all its parts, and the degrees of freedom of that error."""
+
+    value: float
+    stderr: float
+    degrees_of_freedom: float
+
+    def interval(self, method: str, alpha: float = ALPHA) -> Interval:
+        half = t_quantile(1 - alpha / 2, self.degrees_of_freedom) * self.stderr
+        return Interval(self.value - half, self.value + half, method)
+
+
+@dataclass(frozen=True)
 class Comparison:
-    """Paired difference a - b with its test."""
+    """Difference a - b with its test."""
 
     difference: float
     stderr: float
@@ -44,88 +66,163 @@ class Comparison:
     p_value: float
     method: str
     n: int
+    degrees_of_freedom: float = math.inf
+
+
+def t_quantile(share: float, degrees_of_freedom: float) -> float:
+    """Quantile of Student's t; with infinite degrees of freedom the normal one."""
+    return float(special.ndtri(share) if math.isinf(degrees_of_freedom) else special.stdtrit(degrees_of_freedom, share))
+
+
+def t_tail(score: float, degrees_of_freedom: float) -> float:
+    """Share of Student's t above `score`; with infinite degrees of freedom of the normal distribution."""
+    return float(special.ndtr(-score) if math.isinf(degrees_of_freedom) else special.stdtr(degrees_of_freedom, -score))
+
+
+def combine(value: float, parts: Iterable[Part]) -> Estimated:
+    """A number whose error has several independent parts; degrees of freedom after Satterthwaite.
+
+    Source: F. E. Satterthwaite, An approximate distribution of estimates of variance components, Biometrics Bulletin 2 (1946).
+    """
+    known = [part for part in parts if part.variance > 0]
+    variance = sum(part.variance for part in known)
+    if not known:
+        return Estimated(float(value), 0.0, math.inf)
+    spread = sum(part.variance**2 / part.degrees_of_freedom for part in known)
+    return Estimated(float(value), math.sqrt(variance), variance**2 / spread if spread > 0 else math.inf)
+
+
+# --- intervals of one score ------------------------------------------------------------------------------------------
 
 
 def wilson_interval(successes: int, n: int, alpha: float = ALPHA) -> Interval:
-    """Wilson score interval of a fraction; holds its level where the normal one does not (small n, near 0 or 1)."""
+    """Wilson's score interval of a fraction; it holds its level where the normal one does not (small n, near 0 or 1).
+
+    Source: E. B. Wilson, JASA 22 (1927); recommended by Brown, Cai and DasGupta, Statistical Science 16 (2001).
+    """
     found = stats.binomtest(successes, n).proportion_ci(confidence_level=1 - alpha, method="wilson")
-    return Interval(float(found.low), float(found.high), "Wilson, documents")
+    return Interval(float(found.low), float(found.high), "Wilson, items")
 
 
-def normal_interval(value: float, stderr: float, alpha: float = ALPHA) -> Interval:
-    half = float(stats.norm.ppf(1 - alpha / 2)) * stderr
-    return Interval(value - half, value + half, "normal, documents")
+def t_interval(value: float, stderr: float, degrees_of_freedom: float, alpha: float = ALPHA) -> Interval:
+    """value ± t quantile x standard error."""
+    return Estimated(value, stderr, degrees_of_freedom).interval("t, items", alpha)
 
 
-def log_normal_interval(value: float, stderr: float, alpha: float = ALPHA) -> Interval:
-    """Interval of a positive quantity such as perplexity: symmetric on the log scale (delta method)."""
-    half = float(stats.norm.ppf(1 - alpha / 2)) * stderr / value
-    return Interval(value * math.exp(-half), value * math.exp(half), "log-normal, documents")
+def log_t_interval(value: float, stderr: float, degrees_of_freedom: float, alpha: float = ALPHA) -> Interval:
+    """Interval of a positive quantity such as a perplexity: t on the log scale, where the standard error is stderr / value.
+
+    The logarithm of a perplexity is a mean over blocks, so its t interval with blocks - 1 degrees of freedom is the textbook one.
+    """
+    inner = Estimated(math.log(value), stderr / value, degrees_of_freedom).interval("t on the log scale, items", alpha)
+    return exponential(inner)
+
+
+def exponential(interval: Interval) -> Interval:
+    """From the log scale back."""
+    low, high = (math.exp(end) if end < 700 else math.inf for end in (interval.low, interval.high))
+    return Interval(low, high, interval.method)
+
+
+# --- seeds -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class SeedMean:
-    """Mean over seeds, its standard error (documents and seeds) and the degrees of freedom of that error."""
+class SeedSpread:
+    """How far the seeds of one method lie apart, pooled over its settings.
 
-    value: float
-    stderr: float
-    degrees_of_freedom: float
-
-    def interval(self, alpha: float = ALPHA) -> Interval:
-        half = float(stats.t.ppf(1 - alpha / 2, self.degrees_of_freedom)) * self.stderr
-        return Interval(self.value - half, self.value + half, "t, documents and seeds")
-
-
-def seed_mean(values: Sequence[float], document_stderrs: Sequence[float | None], documents: int) -> SeedMean:
-    """Mean of one score over seeds that were scored on the same documents, without the per-document outcomes.
-
-    The documents are shared, so their error does not shrink with the number of seeds; the seeds' own spread does.
-    Adding both is a little too wide (the spread of the seeds holds some document noise), never too narrow.
+    Attributes:
+        part: variance of the score of one seed, and its degrees of freedom (seeds - settings).
+        residual: that part of it which is noise of single items (it is in every item's spread as well); None where outcomes
+            per item are missing.
+        settings: how many settings with several seeds it was measured on.
     """
-    array = np.asarray(values, dtype=float)
-    known = [s for s in document_stderrs if s is not None]
-    of_documents = float(np.mean(np.square(known))) if known else 0.0
-    of_seeds = float(array.var(ddof=1)) / len(array)
-    return _seed_mean(float(array.mean()), of_documents, max(documents - 1, 1), of_seeds, len(array) - 1)
+
+    part: Part
+    residual: float | None
+    settings: int
 
 
-def seed_mean_from_outcomes(outcomes: np.ndarray) -> SeedMean:
-    """Mean of (seeds, documents) outcomes: two-way random effects, seeds crossed with documents."""
-    return suite_seed_mean([outcomes], [1.0])
+def seed_spread(groups: Sequence[Sequence[float]], residuals: Sequence[float | None]) -> SeedSpread | None:
+    """Pooled variance of single seeds: sum of squares within settings over the sum of (seeds - 1).
 
-
-def suite_seed_mean(tasks: Sequence[np.ndarray], weights: Sequence[float]) -> SeedMean:
-    """Weighted mean over tasks of (seeds, documents) outcomes, the same seeds in every task.
-
-    Var(mean) = documents + seeds, where documents = sum of w^2 [s2(document means) - s2(residual) / seeds] / documents
-    and seeds = s2(suite mean of each seed) / seeds; the residual is in the spread of the seeds already, so it is taken
-    off the documents' part.
+    Args:
+        groups: per setting the score of each seed; those with one seed tell nothing.
+        residuals: per setting the variance that the noise of single items gives the mean of one seed, or None.
     """
-    seeds = tasks[0].shape[0]
-    of_documents, documents = 0.0, 0
-    by_seed = np.zeros(seeds)
+    told = [(np.asarray(g, dtype=float), r) for g, r in zip(groups, residuals, strict=True) if len(g) > 1]
+    if not told:
+        return None
+    degrees = sum(len(group) - 1 for group, _ in told)
+    squares = sum(float(np.square(group - group.mean()).sum()) for group, _ in told)
+    known = [(len(group) - 1, residual) for group, residual in told if residual is not None]
+    residual = sum(d * r for d, r in known) / sum(d for d, _ in known) if len(known) == len(told) else None
+    return SeedSpread(Part(squares / degrees, degrees), residual, len(told))
+
+
+def item_residual(tasks: Sequence[np.ndarray], weights: Sequence[float]) -> float:
+    """Variance that the seed-by-item interaction gives one seed's weighted mean over tasks of (seeds, items) outcomes.
+
+    It is the residual mean square of the two-way table without replication, over the number of items.
+    Source: any text on two-way random effects, such as Searle, Casella and McCulloch, Variance Components, chapter 4.
+    """
+    total = 0.0
     for weight, table in zip(weights, tasks, strict=True):
-        n = table.shape[1]
-        documents += n
-        by_document, seed_means = table.mean(axis=0), table.mean(axis=1)
-        by_seed += weight * seed_means
-        residual = table - by_document[None, :] - seed_means[:, None] + table.mean()
-        of_residual = float(np.square(residual).sum()) / ((seeds - 1) * (n - 1)) / (seeds * n)
-        of_documents += weight**2 * max(float(by_document.var(ddof=1)) / n - of_residual, 0.0)
-    of_seeds = float(by_seed.var(ddof=1)) / seeds
-    return _seed_mean(float(by_seed.mean()), of_documents, max(documents - len(tasks), 1), of_seeds, seeds - 1)
+        seeds, n = table.shape
+        rest = table - table.mean(axis=0)[None, :] - table.mean(axis=1)[:, None] + table.mean()
+        total += weight**2 * float(np.square(rest).sum()) / ((seeds - 1) * (n - 1)) / n
+    return total
 
 
-def _seed_mean(mean: float, of_documents: float, document_df: float, of_seeds: float, seed_df: float) -> SeedMean:
-    variance = of_documents + of_seeds
-    if variance <= 0:
-        return SeedMean(mean, 0.0, seed_df)
-    degrees = variance**2 / (of_documents**2 / document_df + of_seeds**2 / seed_df)  # Satterthwaite
-    return SeedMean(mean, math.sqrt(variance), degrees)
+def items_parts(tasks: Sequence[np.ndarray], weights: Sequence[float]) -> list[Part]:
+    """The items' parts of the error of a weighted mean over tasks, one a task, from each item's outcome (its mean over seeds)."""
+    return [Part(weight**2 * float(items.var(ddof=1)) / len(items), len(items) - 1) for weight, items in zip(weights, tasks, strict=True)]
+
+
+def less(parts: Sequence[Part], variance: float) -> list[Part]:
+    """`parts` with `variance` taken off, in proportion; never below 0."""
+    total = sum(part.variance for part in parts)
+    share = max(1 - variance / total, 0.0) if total > 0 else 0.0
+    return [Part(share * part.variance, part.degrees_of_freedom) for part in parts]
+
+
+def over_seeds(parts: Sequence[Part], seeds: int, spread: SeedSpread | None) -> list[Part]:
+    """The parts of the error of a mean over `seeds` seeds on the same items: items, and seeds where their spread is known.
+
+    Var = items + spread / seeds, where the noise of single items, which the spread of seeds holds already, is taken off the
+    items' part. Items are shared by all seeds, so their part does not shrink with the number of seeds.
+    """
+    if spread is None:
+        return list(parts)
+    kept = less(parts, spread.residual / seeds) if spread.residual is not None else list(parts)
+    return [*kept, Part(spread.part.variance / seeds, spread.part.degrees_of_freedom)]
+
+
+def seeds_of_difference(sides: Sequence[tuple[SeedSpread | None, int]]) -> tuple[list[Part], float]:
+    """What the seeds of two rows give the error of their difference.
+
+    Args:
+        sides: of each row the spread of its seeds (None where it is not known, or the row has none) and their number.
+    Returns:
+        The parts of the error, and the noise of single items that they hold. Rows that share one measured spread (two settings of
+        a method) share its degrees of freedom too: their parts are one.
+    """
+    variances: dict[int, tuple[SeedSpread, float]] = {}
+    for spread, seeds in sides:
+        if spread is not None:
+            variances[id(spread)] = (spread, variances.get(id(spread), (spread, 0.0))[1] + spread.part.variance / seeds)
+    noise = sum((spread.residual or 0.0) / seeds for spread, seeds in sides if spread is not None)
+    return [Part(variance, spread.part.degrees_of_freedom) for spread, variance in variances.values()], noise
+
+
+# --- tests -----------------------------------------------------------------------------------------------------------
 
 
 def mcnemar_exact(a_only: int, b_only: int) -> float:
-    """Exact two-sided McNemar test: of the items that just one model got right, is it a fair coin?"""
+    """Exact two-sided McNemar test: of the items that just one model got right, is it a fair coin?
+
+    Source: Q. McNemar, Psychometrika 12 (1947), with the binomial distribution.
+    """
     discordant = a_only + b_only
     if discordant == 0:
         return 1.0
@@ -138,107 +235,101 @@ def mcnemar_of(a: np.ndarray, b: np.ndarray) -> tuple[int, int, float]:
     return a_only, b_only, mcnemar_exact(a_only, b_only)
 
 
-def paired_bootstrap(
-    differences: Sequence[np.ndarray],
-    weights: Sequence[float] | None = None,
-    *,
-    draws: int = BOOTSTRAP_DRAWS,
-    seed: int = 0,
-    alpha: float = ALPHA,
-) -> Comparison:
-    """Weighted mean over tasks of the mean difference per item, items resampled within each task.
+def paired_part(items: np.ndarray, weight: float, pseudo_pairs: float = 0.0) -> Part:
+    """The items' part of the error of one task's mean difference.
 
     Args:
-        differences: per task, a's outcome minus b's on the same items.
-        weights: of the tasks, summing to 1; default equal (the unweighted suite mean).
-    Returns:
-        Percentile interval and two-sided p, (1 + draws on the far side of 0) / (1 + draws), doubled.
-
-    A resample of n items only sees how often each distinct difference was drawn, so it is drawn as a multinomial over
-    the distinct values: the same distribution, without n draws.
+        items: (n,) a's outcome minus b's, at least two.
+        pseudo_pairs: so many differences of 1 are added, half of them with a minus. For right-or-wrong outcomes, where few
+            items tell two models apart, the plain variance is too small: 4 of 10,000 items, all in one direction, would be
+            p = 0.045, exactly it is 0.125. With 2 in all of the suite's tasks it is 0.10.
+    Source: D. G. Bonett and R. M. Price, Adjusted Wald interval for a difference of binomial proportions based on paired data,
+        Journal of Educational and Behavioral Statistics 37 (2012); we spread its two pseudo-pairs over the tasks of a suite.
     """
-    shares = np.full(len(differences), 1 / len(differences)) if weights is None else np.asarray(weights, dtype=float)
-    rng = np.random.default_rng(seed)
-    sampled = np.zeros(draws)
-    observed = variance = 0.0
-    n = 0
-    for share, task in zip(shares, differences, strict=True):
-        items = np.asarray(task, dtype=float)
-        n += len(items)
-        observed += share * float(items.mean())
-        variance += share**2 * (float(items.var(ddof=1)) / len(items) if len(items) > 1 else 0.0)
-        sampled += share * _resampled_means(items, draws, rng)
-    low, high = np.quantile(sampled, [alpha / 2, 1 - alpha / 2])
-    side = min(int((sampled <= 0).sum()), int((sampled >= 0).sum()))
-    p_value = min(1.0, 2 * (side + 1) / (draws + 1))
-    return Comparison(observed, math.sqrt(variance), Interval(float(low), float(high), "bootstrap"), p_value, "paired bootstrap", n)
-
-
-def _resampled_means(items: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
-    values, counts = np.unique(items, return_counts=True)
-    n = len(items)
-    if len(values) == 1:
-        return np.full(draws, values[0])
-    if len(values) <= _CATEGORY_LIMIT:
-        return rng.multinomial(n, counts / n, size=draws) @ values / n
-    means = np.empty(draws)
-    step = max(1, 2_000_000 // n)
-    for start in range(0, draws, step):
-        stop = min(start + step, draws)
-        means[start:stop] = items[rng.integers(0, n, size=(stop - start, n))].mean(axis=1)
-    return means
+    n = len(items) + pseudo_pairs
+    squares, total = float(np.square(items).sum()) + pseudo_pairs, float(items.sum())
+    variance = max(squares - total**2 / n, 0.0) / (n - 1)
+    return Part(weight**2 * variance / n, len(items) - 1)
 
 
 def paired_t(
-    item_differences: Sequence[np.ndarray],
-    weights: Sequence[float] | None,
-    a_seed_means: Sequence[float],
-    b_seed_means: Sequence[float],
+    differences: Sequence[np.ndarray],
+    weights: Sequence[float] | None = None,
     *,
+    is_right_or_wrong: bool = False,
+    residual: float = 0.0,
+    seeds: Sequence[Part] = (),
     alpha: float = ALPHA,
 ) -> Comparison:
-    """Difference of two methods with several seeds each: document error (paired) plus each method's seed error.
+    """Paired t test of a weighted mean over tasks of the mean difference per item.
 
     Args:
-        item_differences: per task, difference of the two methods' item means over seeds.
-        a_seed_means, b_seed_means: suite mean of every seed; one value means that seed error is unknown and left out.
+        differences: per task (n,) a's outcome minus b's on the same items, at least two of them; means over seeds where there
+            are several.
+        weights: of the tasks, summing to 1; default equal (the unweighted suite mean).
+        is_right_or_wrong: outcomes are 0 or 1, from one seed each; see `paired_part`.
+        residual: variance of the noise of single items that `seeds` holds already.
+        seeds: the parts of the error that the two models' seeds give the difference.
+    Returns:
+        With one task and no seeds the textbook paired t test with n - 1 degrees of freedom; otherwise Satterthwaite's. Where
+        all items differ by the same amount there is no spread to test against, and p is that of the exact sign test.
     """
-    shares = np.full(len(item_differences), 1 / len(item_differences)) if weights is None else np.asarray(weights, dtype=float)
-    difference = of_documents = 0.0
-    n = 0
-    for share, task in zip(shares, item_differences, strict=True):
-        items = np.asarray(task, dtype=float)
-        n += len(items)
-        difference += share * float(items.mean())
-        of_documents += share**2 * (float(items.var(ddof=1)) / len(items) if len(items) > 1 else 0.0)
-    parts = [(of_documents, max(n - 1, 1))]
-    for means in (a_seed_means, b_seed_means):
-        if len(means) > 1:
-            parts.append((float(np.var(means, ddof=1)) / len(means), len(means) - 1))
-    return _from_parts(difference, parts, n, "paired t over documents and seeds", alpha)
+    shares = np.full(len(differences), 1 / len(differences)) if weights is None else np.asarray(weights, dtype=float)
+    tasks = [np.asarray(task, dtype=float) for task in differences]
+    n = sum(map(len, tasks))
+    if min(map(len, tasks)) < 2:
+        raise ValueError("a paired test needs two items of every task.")
+    difference = float(sum(share * task.mean() for share, task in zip(shares, tasks, strict=True)))
+    pseudo = PSEUDO_PAIRS / len(tasks) if is_right_or_wrong else 0.0
+    parts = [paired_part(task, share, pseudo) for share, task in zip(shares, tasks, strict=True)]
+    seeds = [part for part in seeds if part.variance > 0]
+    if residual and seeds:
+        parts = less(parts, residual)
+    method = "paired t over items and seeds" if seeds else "paired t over items"
+    found = combine(difference, [*parts, *seeds])
+    if found.stderr <= 1e-12 * abs(difference):
+        p_value = 1.0 if difference == 0 else min(1.0, 2.0 ** (1 - n))
+        return Comparison(difference, 0.0, Interval(difference, difference, method), p_value, method, n)
+    return _tested(found, method, n, alpha)
 
 
-def unpaired_z(a: float, a_stderr: float, b: float, b_stderr: float, *, n: int = 0, alpha: float = ALPHA) -> Comparison:
-    """Difference of two scores when outcomes per item are missing: wider than a paired test would be."""
-    return _from_parts(a - b, [(a_stderr**2 + b_stderr**2, math.inf)], n, "unpaired z (no outcomes per item)", alpha)
+def unpaired_t(a: float, a_parts: Sequence[Part], b: float, b_parts: Sequence[Part], *, n: int = 0, alpha: float = ALPHA) -> Comparison:
+    """Welch's test, for two scores whose outcomes per item are missing: wider than a paired test would be.
+
+    Source: B. L. Welch, Biometrika 34 (1947).
+    """
+    method = "unpaired t (no outcomes per item)"
+    found = combine(a - b, [*a_parts, *b_parts])
+    if found.stderr == 0:
+        return Comparison(a - b, 0.0, Interval(a - b, a - b, method), 1.0, method, n)
+    return _tested(found, method, n, alpha)
 
 
-def _from_parts(difference: float, parts: Sequence[tuple[float, float]], n: int, method: str, alpha: float) -> Comparison:
-    variance = sum(part for part, _ in parts)
-    stderr = math.sqrt(variance)
-    if variance == 0:
-        same = Interval(difference, difference, method)
-        return Comparison(difference, 0.0, same, 1.0 if difference == 0 else 0.0, method, n)
-    spread = sum(part**2 / degrees for part, degrees in parts)
-    degrees = variance**2 / spread if spread > 0 else math.inf
-    difference = float(difference)
-    half = float(stats.t.ppf(1 - alpha / 2, degrees)) * stderr
-    p_value = float(2 * stats.t.sf(abs(difference) / stderr, degrees))
-    return Comparison(difference, stderr, Interval(difference - half, difference + half, method), p_value, method, n)
+def _tested(found: Estimated, method: str, n: int, alpha: float) -> Comparison:
+    p_value = min(1.0, 2 * t_tail(abs(found.value) / found.stderr, found.degrees_of_freedom))
+    return Comparison(found.value, found.stderr, found.interval(method, alpha), p_value, method, n, found.degrees_of_freedom)
+
+
+def above_chance(successes: int, n: int, chance: float) -> float:
+    """One-sided exact binomial p of so many right items or more, were the model guessing."""
+    return float(stats.binom.sf(successes - 1, n, chance))
+
+
+def above_level(value: float, stderr: float, degrees_of_freedom: float, level: float) -> float:
+    """One-sided t p of a value as high or higher, were the truth `level`; for scores that are no count of items."""
+    if stderr <= 0:
+        return 0.0 if value > level else 1.0
+    return t_tail((value - level) / stderr, degrees_of_freedom)
+
+
+# --- corrections and ranks -------------------------------------------------------------------------------------------
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjusted p-values (family-wise error), in the order given."""
+    """Holm's step-down adjusted p-values (family-wise error), in the order given.
+
+    Source: S. Holm, Scandinavian Journal of Statistics 6 (1979). scipy has no routine for it.
+    """
     order = sorted(range(len(p_values)), key=lambda i: p_values[i])
     adjusted = [0.0] * len(p_values)
     highest = 0.0
@@ -249,34 +340,100 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
-    """Benjamini-Hochberg adjusted p-values (false discovery rate), in the order given."""
+    """Benjamini-Hochberg adjusted p-values (false discovery rate), in the order given.
+
+    Source: Y. Benjamini and Y. Hochberg, JRSS B 57 (1995); scipy's routine.
+    """
     if not p_values:
         return []
     return [float(p) for p in stats.false_discovery_control(np.asarray(p_values, dtype=float), method="bh")]
 
 
-def shared_ranks(count: int, beats: Sequence[tuple[int, int]]) -> list[int]:
-    """Rank of each of `count` methods: 1 + how many are significantly better than it.
+@dataclass(frozen=True)
+class Rank:
+    """Between which places a method stands: 1 + those that are better, and the number of methods less those that are worse."""
+
+    low: int
+    high: int
+
+    @property
+    def is_shared(self) -> bool:
+        return self.low < self.high
+
+
+def rank_ranges(count: int, beats: Sequence[tuple[int, int]]) -> list[Rank]:
+    """The places that each of `count` methods may have; simultaneous, since the tests behind them were corrected together.
 
     Args:
         beats: pairs (winner, loser) that passed the corrected test.
+    Source: Mogstad, Romano, Shaikh and Wilhelm, Inference for ranks, Review of Economic Studies 91 (2024), section 3.
     """
-    ranks = [1] * count
-    for _, loser in beats:
-        ranks[loser] += 1
-    return ranks
+    better, worse = [0] * count, [0] * count
+    for winner, loser in set(beats):
+        better[loser] += 1
+        worse[winner] += 1
+    return [Rank(1 + up, count - down) for up, down in zip(better, worse, strict=True)]
 
 
-def minimum_detectable_difference(stderr: float, *, alpha: float = ALPHA, power: float = POWER, tests: int = 1) -> float:
-    """The smallest true difference that a two-sided test at alpha / tests finds with the given power."""
-    return float(stats.norm.ppf(1 - alpha / (2 * tests)) + stats.norm.ppf(power)) * stderr
+def minimum_detectable_difference(
+    stderr: float, degrees_of_freedom: float = math.inf, *, alpha: float = ALPHA, power: float = POWER, tests: int = 1
+) -> float:
+    """The smallest true difference that a two-sided t test at alpha / tests finds with the given power.
+
+    The sum of the two t quantiles, for the level and for the power, times the standard error: within a few per cent of the
+    non-central t. Source: J. Cohen, Statistical Power Analysis (1988), chapter 2.
+    """
+    quantiles = t_quantile(1 - alpha / (2 * tests), degrees_of_freedom) + t_quantile(power, degrees_of_freedom)
+    return quantiles * stderr
 
 
-def retention(value: float, dense: float, value_stderr: float, dense_stderr: float, covariance: float = 0.0) -> tuple[float, float]:
-    """value / dense and its standard error by the delta method."""
-    share = value / dense
-    variance = (value_stderr**2 - 2 * share * covariance + share**2 * dense_stderr**2) / dense**2
-    return share, math.sqrt(max(variance, 0.0))
+# --- ratios ----------------------------------------------------------------------------------------------------------
+
+
+def ratio(
+    top: Sequence[np.ndarray],
+    bottom: Sequence[np.ndarray],
+    weights: Sequence[float],
+    *,
+    residual: float = 0.0,
+    seeds: Sequence[Part] = (),
+    alpha: float = ALPHA,
+) -> tuple[float, Interval | None]:
+    """The ratio of two weighted means over tasks on the same items, with Fieller's interval.
+
+    Args:
+        top, bottom: per task (n,) outcomes, with whatever is subtracted (a chance level) already subtracted.
+        residual, seeds: as in `paired_t`, of the top; the bottom has no seeds.
+    Returns:
+        The ratio, and its interval; None where the bottom is not told apart from 0, and every ratio is possible.
+    Source: E. C. Fieller, Some problems in interval estimation, JRSS B 16 (1954). It inverts the t test of top - r x bottom = 0,
+        so it holds its level where the delta method does not (a dense model little above chance).
+    """
+    mean_top = sum(w * float(task.mean()) for w, task in zip(weights, top, strict=True))
+    mean_bottom = sum(w * float(task.mean()) for w, task in zip(weights, bottom, strict=True))
+    if mean_bottom == 0:
+        return math.nan, None
+    share = mean_top / mean_bottom
+    differences = [t - share * b for t, b in zip(top, bottom, strict=True)]
+    parts = items_parts(differences, weights)
+    seeds = [part for part in seeds if part.variance > 0]
+    quantile = t_quantile(1 - alpha / 2, combine(share, [*(less(parts, residual) if seeds else parts), *seeds]).degrees_of_freedom)
+    of_top = sum(part.variance for part in items_parts(top, weights))
+    of_top = max(of_top - (residual if seeds else 0.0), 0.0) + sum(part.variance for part in seeds)
+    of_bottom = sum(part.variance for part in items_parts(bottom, weights))
+    shared = sum(w**2 * float(np.cov(t, b)[0, 1]) / len(t) for w, t, b in zip(weights, top, bottom, strict=True))
+    return share, fieller(mean_top, mean_bottom, of_top, of_bottom, shared, quantile)
+
+
+def fieller(top: float, bottom: float, of_top: float, of_bottom: float, shared: float, quantile: float) -> Interval | None:
+    """Fieller's interval from the two means, their variances and covariance, and a t quantile; None where it has no ends."""
+    a = bottom**2 - quantile**2 * of_bottom
+    b = top * bottom - quantile**2 * shared
+    c = top**2 - quantile**2 * of_top
+    if a <= 0:
+        return None
+    root = math.sqrt(max(b**2 - a * c, 0.0))
+    return Interval((b - root) / a, (b + root) / a, "Fieller, items")
 
 
 def pareto_front(cost: Sequence[float], quality: Sequence[float]) -> list[int]:

@@ -48,6 +48,7 @@ METHODS = (
 SPARSITIES = (0.2, 0.25, 0.35, 0.5)
 RECOVERIES = ("none", "lora")
 TASKS = (("piqa", "acc", 0.5), ("arc_easy", "acc", 0.25), ("hellaswag", "acc_norm", 0.25), ("boolq", "acc", 0.5))
+TRAINING, TRAINING_TOKENS = ("nuteprune", "compresso"), 300_000
 LAYERS, KV_GROUPS, Q_HEADS, FFN = 12, 4, 8, 512
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -137,7 +138,8 @@ def _record(setting: Setting, outcomes: dict[str, np.ndarray], rng: np.random.Ge
         synthetic=True,
         command=f"python -m prunebench.leaderboard.synthetic OUT --records {index + 1}",
         stages=[
-            StageCost(name="prune", seconds=float(2 + 30 * rng.random()), tokens=4096, peak_memory_bytes=10**9),
+            StageCost(name="prune", seconds=float(2 + 30 * rng.random()), peak_memory_bytes=10**9, **_tokens(setting)),
+            *([StageCost(name="recover", seconds=20.0, training_tokens=TRAINING_TOKENS)] if setting.recovery == "lora" else []),
             StageCost(name="evaluate", seconds=float(20 + 5 * rng.random())),
         ],
         started_at=started,
@@ -148,6 +150,12 @@ def _record(setting: Setting, outcomes: dict[str, np.ndarray], rng: np.random.Ge
         model={"source": "synthetic"}, data=[{"source": "synthetic"}], python="3", platform="synthetic", seeds={"cell": setting.seed}
     )
     return Record(run=run, metrics=metrics, provenance=provenance)
+
+
+def _tokens(setting: Setting) -> dict[str, int]:
+    """What pruning took: of methods that train while they prune as many tokens as a recovery has, without a recovery."""
+    trains = setting.method in TRAINING and setting.recovery == "none"
+    return {"tokens": 4096, "training_tokens": TRAINING_TOKENS if trains else 0, "calibration_tokens": 4096}
 
 
 def _status(setting: Setting, index: int) -> tuple[Status, str]:
@@ -217,7 +225,7 @@ def _metrics(setting: Setting, outcomes: dict[str, np.ndarray], rng: np.random.G
             repeats=3,
             spread={"latency_ms": 0.02},
         ),
-        curves=curves if setting.method in ("compresso", "nuteprune") else {},
+        curves=curves if setting.method in TRAINING else {},
     )
 
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from prunebench.leaderboard import formatting as fmt
 from prunebench.leaderboard.collect import Entry, Score
-from prunebench.leaderboard.compare import Comparisons
+from prunebench.leaderboard.compare import ONE_SEED, Comparisons
+from prunebench.leaderboard.dense import Kept
 from prunebench.leaderboard.record import Record
 
 STATUS_WORDS = {
@@ -61,25 +62,24 @@ class Table:
 
 
 EMPTY = Cell(None, fmt.MISSING)
+EXPORT = "export"
+"""Group of columns that the page does not show; the files have them."""
 
 
-def score_cell(score: Score | None, rank: int | None = None, is_shared: bool = False) -> Cell:
+def score_cell(score: Score | None, note: str = "") -> Cell:
     """`63.6` with `±3.3` beside it; the exact interval in the tip."""
     if score is None:
         return EMPTY
     text = fmt.score(score.value, score.kind)
+    seeds = f", {score.seeds} seeds" if score.seeds > 1 else ""
     if score.interval is None:
-        return Cell(score.value, text, "", f"{score.metric}, n = {score.n}, no standard error recorded")
+        return Cell(score.value, text, "", f"{score.metric}, n = {score.n}{seeds}, no standard error recorded{note}")
     sub = "±" + half_width(score)
     low, high = fmt.score(score.interval.low, score.kind), fmt.score(score.interval.high, score.kind)
-    tip = f"{score.metric}, n = {score.n}, 95 % interval {low} to {high} ({score.interval.method})"
+    tip = f"{score.metric}, n = {score.n}{seeds}, 95 % interval {low} to {high} ({score.interval.method})"
     if score.chance is not None:
         tip += f"; chance {fmt.score(score.chance, score.kind)}"
-    if score.seeds > 1:
-        tip += f"; mean of {score.seeds} seeds"
-    if rank is not None:
-        tip += f"; rank {rank}" + (", shared" if is_shared else "")
-    return Cell(score.value, text, sub, tip, score.interval.low, score.interval.high)
+    return Cell(score.value, text, sub, tip + note, score.interval.low, score.interval.high)
 
 
 def half_width(score: Score) -> str:
@@ -90,8 +90,29 @@ def half_width(score: Score) -> str:
     return fmt.significant(half, 2)
 
 
-def rank_text(rank: int | None, is_shared: bool) -> str:
-    return fmt.MISSING if rank is None else f"{rank}{'=' if is_shared else ''}"
+def rank_cell(where: tuple[int, str], found: Comparisons) -> Cell:
+    """`1` or `1–3`; where there is no rank, why."""
+    rank = found.ranks.get(where)
+    if rank is not None:
+        text = str(rank.low) if rank.low == rank.high else f"{rank.low}–{rank.high}"
+        return Cell(rank.low + rank.high / 1000, text, "", "places that the corrected tests leave open")
+    why = found.unranked.get(where, "")
+    return Cell(None, "1 seed" if why == ONE_SEED else fmt.MISSING, "", why)
+
+
+def kept_cell(kept: Kept | None, is_ratio: bool = False) -> Cell:
+    """A share of the dense model's with its interval: `62 % [55, 70]`, of a perplexity `×3.1 [2.9, 3.3]`."""
+    if kept is None or math.isnan(kept.value):
+        return EMPTY
+    show = (lambda v: fmt.significant(v, 3)) if is_ratio else (lambda v: fmt.fixed(100 * v, 0))
+    text = f"×{show(kept.value)}" if is_ratio else f"{show(kept.value)} %"
+    about = [f"mean of {', '.join(kept.tasks)}"] if kept.tasks else []
+    if kept.interval is None:
+        about.append("no interval: the dense model is too near to chance, or no standard error was recorded")
+        return Cell(kept.value, text, "", "; ".join(about))
+    low, high = kept.interval.low, kept.interval.high
+    about.append(f"95 % interval ({kept.interval.method}{'' if kept.is_paired else ', not paired'})")
+    return Cell(kept.value, text, f"[{show(low)}, {show(high)}]", "; ".join(about))
 
 
 def number_cell(value: float | None, show: Callable[[float | None], str], tip: str = "") -> Cell:
@@ -122,9 +143,16 @@ def _suite_columns(entries: list[Entry]) -> list[Column]:
         if suite_id.endswith(" (synthetic)"):
             label = f"synthetic: {label}"
         definition = with_mean.definition or (mean.definition if mean else "")
-        columns.append(Column(f"{suite_id}|rank", "rank", suite_id, "1 + number of methods that are significantly better", suite=suite_id))
+        columns.append(Column(f"{suite_id}|rank", "rank", suite_id, "places that the corrected tests leave open", suite=suite_id))
         columns.append(Column(f"{suite_id}|mean", label, "suite", fmt.clean(definition), suite=suite_id, is_lower_better=lower))
-        columns.append(Column(f"{suite_id}|retention", "of dense", suite_id, "score divided by the dense model's, with its 95 % interval"))
+        if lower:
+            title = "perplexity divided by the dense model's, with its 95 % interval"
+            columns.append(Column(f"{suite_id}|retention", "of dense", suite_id, title, is_lower_better=True))
+        else:
+            title = "(score - chance) / (dense - chance) of the mean of the tasks on which the dense model is above chance; 95 % interval"
+            columns.append(Column(f"{suite_id}|kept", "kept above chance", suite_id, title))
+            title = "score divided by the dense model's, chance included; for comparison with papers"
+            columns.append(Column(f"{suite_id}|retention", "of dense", EXPORT, title))
         columns.append(Column(f"{suite_id}|margin", "over chance", suite_id, "score minus what guessing gives"))
         tasks: dict[str, Score] = {}
         for suite in examples:
@@ -144,7 +172,8 @@ _FIRST = [
     Column("method", "Method", "always", "pruning method; settings where they differ", False),
     Column("model", "Model", "always", "model that was pruned", False),
     Column("sparsity", "Sparsity", "always", "target: share of parameters removed (of all, or of the decoder blocks)"),
-    Column("recovery", "Recovery", "always", "fine-tuning after pruning, equal for all methods", False),
+    Column("track", "Track", "always", "training tokens, over pruning and recovery together: methods of one track compete", False),
+    Column("recovery", "Recovery", "always", "fine-tuning after pruning", False),
 ]
 _STATUS = Column("status", "Status", "always", "done, or why not", False)
 _REST = [
@@ -159,9 +188,10 @@ _REST = [
     Column("prefill", "Prefill tok/s", "speed", "tokens per second reading a prompt"),
     Column("memory", "Peak memory", "speed", "peak memory while measuring speed", is_lower_better=True),
     Column("prune_seconds", "Prune time", "cost", "wall time of the prune stage, mean over seeds", is_lower_better=True),
-    Column("prune_tokens", "Prune tokens", "cost", "tokens that pruning pushed through the model", is_lower_better=True),
+    Column("training_tokens", "Training tokens", "cost", "tokens trained on, over pruning and recovery together", is_lower_better=True),
+    Column("label_tokens", "Label tokens", "cost", "training tokens that carried a loss", is_lower_better=True),
+    Column("calibration_tokens", "Calibration tokens", "cost", "tokens of calibration text", is_lower_better=True),
     Column("prune_peak", "Prune memory", "cost", "peak memory of the prune stage", is_lower_better=True),
-    Column("recover_tokens", "Recovery tokens", "cost", "tokens that recovery trained on", is_lower_better=True),
     Column("recover_seconds", "Recovery time", "cost", "wall time of the recovery stage", is_lower_better=True),
     Column("total_seconds", "Cell time", "cost", "wall time of all stages, mean over seeds", is_lower_better=True),
 ]
@@ -191,7 +221,8 @@ def _base_row(entry: Entry) -> dict[str, Cell]:
     return {
         "method": Cell(entry.label, entry.label, "synthetic" if entry.synthetic else ""),
         "model": Cell(fmt.model_label(entry.model), fmt.model_label(entry.model), "", fmt.short(entry.model, 200)),
-        "sparsity": Cell(entry.sparsity or 0.0, fmt.sparsity(entry.sparsity), "" if entry.is_dense else f"of {entry.basis}"),
+        "sparsity": sparsity_cell(entry, True),
+        "track": Cell(entry.training_tokens, entry.track),
         "recovery": Cell(entry.recovery, fmt.short(entry.recovery, 24)),
         "status": Cell(status, status, sub, "; ".join(dict.fromkeys(reasons))),
         "params_total": number_cell(entry.mean_of("params_total"), fmt.count, _exact(entry.mean_of("params_total"))),
@@ -205,12 +236,25 @@ def _base_row(entry: Entry) -> dict[str, Cell]:
         "prefill": number_cell(entry.efficiency("prefill_tokens_per_second"), lambda v: fmt.significant(v, 3)),
         "memory": number_cell(entry.efficiency("peak_memory_bytes"), fmt.bytes_),
         "prune_seconds": number_cell(entry.stage_seconds("prune"), fmt.seconds),
-        "prune_tokens": number_cell(entry.stage_tokens("prune"), fmt.count),
+        "training_tokens": _tokens_cell(entry.training_tokens),
+        "label_tokens": _tokens_cell(entry.label_tokens),
+        "calibration_tokens": _tokens_cell(entry.calibration_tokens),
         "prune_peak": number_cell(entry.stage_peak("prune"), fmt.bytes_),
-        "recover_tokens": number_cell(entry.stage_tokens("recover") or None, fmt.count),
         "recover_seconds": number_cell(entry.stage_seconds("recover"), fmt.seconds),
         "total_seconds": number_cell(sum(total) / len(total) if total else None, fmt.seconds),
     }
+
+
+def sparsity_cell(entry: Entry, with_basis: bool = False) -> Cell:
+    """The target; that it is missing, or no share at all, is said and not sorted."""
+    if entry.is_dense and not entry.problem:
+        return Cell(0.0, "dense")
+    known = entry.sparsity is not None and math.isfinite(entry.sparsity)
+    return Cell(entry.sparsity if known else None, fmt.sparsity(entry.sparsity), f"of {entry.basis}" if with_basis else "", entry.problem)
+
+
+def _tokens_cell(value: float | None) -> Cell:
+    return number_cell(value, fmt.count, "" if value is None else f"{value:,.0f} tokens")
 
 
 def _exact(value: float | None) -> str:
@@ -218,23 +262,18 @@ def _exact(value: float | None) -> str:
 
 
 def _suite_cells(entry: Entry, suite_id: str, found: Comparisons) -> dict[str, Cell]:
-    suite = entry.suites[suite_id]
-    rank = found.ranks.get((entry.id, suite_id))
-    is_shared = (entry.id, suite_id) in found.shared
-    cells = {f"{suite_id}|mean": score_cell(suite.mean, rank, is_shared)}
-    cells[f"{suite_id}|rank"] = Cell(rank, rank_text(rank, is_shared))
+    suite, where = entry.suites[suite_id], (entry.id, suite_id)
+    rank = rank_cell(where, found)
+    why = found.unranked.get(where)
+    collapsed = "; collapsed" if where in found.collapsed else ""
+    cells = {f"{suite_id}|mean": score_cell(suite.mean, (f"; not ranked: {why}" if why else "") + collapsed), f"{suite_id}|rank": rank}
     if suite.mean is not None and suite.mean.margin is not None:
         margin = suite.mean.margin
         sub = "at chance" if suite.mean.is_at_chance else ""
         cells[f"{suite_id}|margin"] = Cell(margin, fmt.signed(100 * margin, 1), sub)
-    kept = found.retention.get((entry.id, suite_id))
-    if kept is not None and suite.mean is not None and suite.mean.kind != "number":
-        share, error = kept
-        if suite.mean.kind == "perplexity":
-            cells[f"{suite_id}|retention"] = Cell(share, f"×{fmt.significant(share, 3)}")
-        else:
-            sub = "" if error is None else f"±{fmt.fixed(196 * error, 0)}"
-            cells[f"{suite_id}|retention"] = Cell(share, fmt.percent(share, 0), sub)
+    is_ratio = suite.mean is not None and suite.mean.kind == "perplexity"
+    cells[f"{suite_id}|retention"] = kept_cell(found.of_dense.get(where), is_ratio)
+    cells[f"{suite_id}|kept"] = kept_cell(found.kept.get(where))
     for name, score in suite.tasks.items():
         cells[f"{suite_id}|task|{name}"] = score_cell(score)
     return cells
@@ -262,7 +301,8 @@ def cells_table(entries: list[Entry]) -> tuple[Table, list[Record]]:
                 "cell": Cell(run.cell_id, fmt.short(run.cell_id, 20)),
                 "method": Cell(entry.label, entry.label, "synthetic" if run.synthetic else ""),
                 "model": Cell(fmt.model_label(entry.model), fmt.model_label(entry.model)),
-                "sparsity": Cell(entry.sparsity or 0.0, fmt.sparsity(entry.sparsity)),
+                "sparsity": sparsity_cell(entry),
+                "track": Cell(entry.training_tokens, entry.track),
                 "recovery": Cell(entry.recovery, fmt.short(entry.recovery, 24)),
                 "seed": Cell(run.seed, str(run.seed)),
                 "status": Cell(STATUS_WORDS[run.status], STATUS_WORDS[run.status], "", fmt.short(run.reason, 200)),
@@ -288,11 +328,8 @@ def _recorded_mean(entry: Entry, suite_id: str, record: Record) -> Cell:
     if suite is None or suite.mean is None:
         return EMPTY
     kind = suite.mean.kind
-    for score in record.metrics.scores:
-        if score.protocol == suite.protocol and score.version == suite.version:
-            if score.mean is not None:
-                return number_cell(score.mean.value, lambda v: fmt.score(v, kind))
-            for task in score.tasks:
-                if fmt.short(task.task, 60) == suite.task_order[0]:
-                    return number_cell(task.value, lambda v: fmt.score(v, kind))
+    for scored, score in suite.scored:
+        if scored is record:
+            value = score.mean.value if score.mean is not None else score.tasks[0].value if len(score.tasks) == 1 else None
+            return number_cell(value, lambda v: fmt.score(v, kind))
     return EMPTY

@@ -12,8 +12,8 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from transformers import PreTrainedModel
 
-from prunebench.methods.calibration.training_text import training_texts
 from prunebench.methods.data import PruningData
+from prunebench.methods.data.training_text import training_texts
 from prunebench.models.anatomy import Anatomy
 from prunebench.models.budget import Budget
 from prunebench.models.masks import Masks

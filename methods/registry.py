@@ -114,7 +114,9 @@ def get_pruner(name: str) -> type[Pruner]:
 def _load_entry_point(entry: importlib.metadata.EntryPoint) -> type[Pruner]:
     try:
         loaded = entry.load()
-    except Exception as error:  # a foreign package may fail in any way
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a foreign package may fail in any way, also by sys.exit()
         raise BadInput(f"pruner {entry.name!r} (entry point {entry.value!r}) can't be imported: {error!r}.") from error
     if entry.name not in _registered:
         register(entry.name)(loaded)
@@ -158,7 +160,9 @@ def _import_file(path: Path, module_name: str) -> ModuleType:
     except BadInput:
         del sys.modules[module_name]
         raise
-    except Exception as error:  # a plugin may fail in any way
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a plugin may fail in any way, also by sys.exit()
         del sys.modules[module_name]
         raise BadInput(f"plugin {path} can't be imported: {error!r}.") from error
     return module

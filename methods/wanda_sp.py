@@ -16,8 +16,8 @@ from prunebench.methods.pruner import Pruner, PrunerConfig, Run
 from prunebench.methods.registry import register
 from prunebench.models.anatomy import Anatomy
 from prunebench.models.budget import Budget, solve_uniform
+from prunebench.models.gating.soft_masks import apply_masks
 from prunebench.models.masks import Masks
-from prunebench.models.soft_masks import apply_masks
 
 
 class WandaSpConfig(PrunerConfig):

@@ -25,7 +25,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from prunebench.models import pruned_modeling
+from prunebench.models import modeling_pruned
 from prunebench.models.errors import CheckpointError, PrunebenchError, is_out_of_memory
 from prunebench.models.files import PROVENANCE_FILE, ModelFiles, model_files, one_line
 from prunebench.models.slice import MODELING_FILE
@@ -64,7 +64,7 @@ def save_pruned(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | Non
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary)
         if is_pruned_config(model.config.to_dict()):
-            shutil.copyfile(pruned_modeling.__file__, temporary / f"{MODELING_FILE}.py")
+            shutil.copyfile(modeling_pruned.__file__, temporary / f"{MODELING_FILE}.py")
         (temporary / PROVENANCE_FILE).write_text(json.dumps(provenance, indent=2, sort_keys=True) + "\n")
         temporary.chmod(0o755)
         _replace_folder(temporary, folder)
@@ -215,7 +215,7 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel,
 
 def _config_and_loader(files: ModelFiles, options: LoadOptions) -> tuple[PreTrainedConfig, Any]:
     if is_pruned_config(files.config):
-        model_class = getattr(pruned_modeling, files.config["architectures"][0])
+        model_class = getattr(modeling_pruned, files.config["architectures"][0])
         return model_class.config_class.from_pretrained(files.folder), model_class
     if "auto_map" in files.config and not options.trust_remote_code and files.config["model_type"] not in CONFIG_MAPPING:
         raise CheckpointError(

@@ -2,7 +2,7 @@
 
     python probes/gate_dynamics.py --steps 189 --ramp 148 --sparsity 0.2 --mask-lr 0.2 --multiplier-lr 0.1 --lambda2-start 0 1000
 
-The gates, the expected size, the Lagrangian and the optimiser are those of `methods.training` on SmolLM2-135M's shape. The
+The gates, the expected size, the Lagrangian and the optimiser are those of `methods.learning` on SmolLM2-135M's shape. The
 language model is replaced by a cost for each closed unit, drawn from a log-normal, and noise of twice that cost; both were
 scaled until a real run that swung around its target (findings/compresso) swung here as wide and at the same steps. It says
 whether a schedule may be followed, nothing about scores.
@@ -20,10 +20,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 from prunebench.experiments.model_check import EMBEDDED_SHAPES
-from prunebench.methods.training.expected_size import ExpectedSize
-from prunebench.methods.training.gates import GateKinds, GateSet
-from prunebench.methods.training.lagrangian import Lagrangian
-from prunebench.methods.training.schedule import Ramp, target_sparsity
+from prunebench.methods.learning.gates.expected_size import ExpectedSize
+from prunebench.methods.learning.gates.gates import GateKinds, GateSet
+from prunebench.methods.learning.gates.lagrangian import Lagrangian
+from prunebench.methods.learning.gates.schedule import Ramp, target_sparsity
 from prunebench.models.anatomy import Anatomy
 
 COSTS = {"kv_groups": (0.018, 1.0), "ffn": (1.2e-4, 1.0), "hidden": (0.018, 0.7)}  # median nats of one closed unit, spread of its log

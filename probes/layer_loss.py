@@ -18,11 +18,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from torch import Tensor
 
+from prunebench.methods.learning.gates.gates import GateKinds, GateSet
 from prunebench.methods.nuteprune.distillation import layer_loss
-from prunebench.methods.training.gates import GateKinds, GateSet
 from prunebench.models.anatomy import Anatomy
+from prunebench.models.gating.soft_masks import Gates, apply_gates
 from prunebench.models.loading import ModelSpec, load_model
-from prunebench.models.soft_masks import Gates, apply_gates
 
 
 def size(state: Tensor) -> str:

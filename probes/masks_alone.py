@@ -26,12 +26,12 @@ from prunebench.evaluation.catalogue import ProtocolRequest
 from prunebench.evaluation.runner import evaluate
 from prunebench.leaderboard.collect import collect
 from prunebench.leaderboard.record import cell_dir, read_records
-from prunebench.methods.calibration.training_text import TrainingConfig
 from prunebench.methods.data import PruningData
+from prunebench.methods.data.training_text import TrainingConfig
+from prunebench.methods.learning.text.packing import lm_loss
 from prunebench.methods.pruner import Run
 from prunebench.methods.recovery import LoraRecoveryConfig, recover_lora
 from prunebench.methods.recovery.batches import packed
-from prunebench.methods.training.packing import lm_loss
 from prunebench.models.loading import ModelSpec, load_model
 from prunebench.models.masks import Masks
 from prunebench.models.slice import slice_model

@@ -21,13 +21,13 @@ import torch
 from prunebench.experiments.load_config import load_config
 from prunebench.experiments.seeds import seed_for
 from prunebench.methods.data import PruningData
+from prunebench.methods.learning.gates.hardening import deterministic_values
+from prunebench.methods.learning.text.cross_entropy import cross_entropy
+from prunebench.methods.learning.text.packing import Pack, PackSampler, lm_loss
+from prunebench.methods.learning.text.precision import computing_in
 from prunebench.methods.nuteprune import pruner
 from prunebench.methods.nuteprune.teaching import Distill
 from prunebench.methods.pruner import Run
-from prunebench.methods.training.cross_entropy import cross_entropy
-from prunebench.methods.training.hardening import deterministic_values
-from prunebench.methods.training.packing import Pack, PackSampler, lm_loss
-from prunebench.methods.training.precision import computing_in
 from prunebench.models.budget import Budget
 from prunebench.models.loading import load_model
 
@@ -49,7 +49,7 @@ class Watched(Distill):
         index = learner.teachers.select(self.steps - step)
         learner.gates.as_gates(deterministic_values(learner.gates, learner.anatomy), learner.live)  # the step draws its own
         totals = [0.0, 0.0]
-        with computing_in(learner.settings.compute_dtype, learner.model.device):
+        with computing_in(learner.config.compute_dtype, learner.model.device):
             for pack in self.packs:
                 here = pack.to(learner.model.device)  # which may add predictions without target
                 theirs = learner.teacher_logits(here, index)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prunebench.evaluation.engine.prefix_tree import Segment, Unit
-from prunebench.models.attention_interface import attention_function
+from prunebench.models.gating.attention_interface import attention_function
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -93,16 +91,15 @@ def _guarded(arguments: list[str], build_report: Callable[[Path], Path]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         print("stopped; nothing that was finished is lost, the same command goes on.", file=sys.stderr)
         return EXIT_STOPPED
-    except BrokenPipeError:  # whoever read the output left before it was all written
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_FAILED
+    except SystemExit as error:
+        if isinstance(error.__context__, BrokenPipeError):  # typer's answer to a reader that left before all was written
+            return EXIT_FAILED
+        return refuse(f"the code of a plugin or of a library called sys.exit({error.code!r}) before anything ran; take that call out.")
     except Exception as error:
         message = getattr(error, "format_message", None)  # what typer's parser says of an option
         if message is None:
             raise
         return refuse(f"{' '.join(message().split()).rstrip('.')}. See run_all.py {arguments[0]} --help.")
-    with contextlib.suppress(BrokenPipeError):
-        sys.stdout.flush()
     return int(code or 0)
 
 

@@ -21,6 +21,7 @@ def evaluate_model(cells: RunningCells) -> int:
     from prunebench.experiments.artifacts import prepare_output_folder
     from prunebench.experiments.lengths import check_protocol_lengths
     from prunebench.experiments.load_config import load_config
+    from prunebench.experiments.lookups import check_protocol_data
     from prunebench.experiments.progress import make_view, quiet_libraries
     from prunebench.experiments.prompt import prompt_of
     from prunebench.experiments.stopping import Stop, stop_on_signals
@@ -42,6 +43,8 @@ def evaluate_model(cells: RunningCells) -> int:
     config = load_config(None, cells.settings, cells.shorthands())
     spec: ModelSpec = config.grid.model[0]
     prompt = prompt_of(config.evaluation.prompt)
+    for choice in config.protocols:
+        check_protocol_data(choice.name, choice.sources, cells.data)
     check_protocol_lengths([choice.name for choice in config.protocols], prompt, spec)
     if cells.out is not None:
         prepare_output_folder(cells.out)

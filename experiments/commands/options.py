@@ -30,6 +30,7 @@ class ExecutorName(StrEnum):
     local = "local"
     processes = "processes"
     ray = "ray"
+    slurm = "slurm"
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,8 @@ class Cells(Source):
 class RunningCells(Cells):
     """Which cells, and how they are run."""
 
-    executor: Annotated[ExecutorName | None, Option(help="here, one process a cell, or Ray tasks")] = None
-    workers: Annotated[int | None, Option(metavar="N", help="cells at a time (executor processes)")] = None
+    executor: Annotated[ExecutorName | None, Option(help="here, one process a cell, Ray tasks, or SLURM jobs")] = None
+    workers: Annotated[int | None, Option(metavar="N", help="cells at a time (executors processes and slurm)")] = None
     address: Annotated[str | None, Option(metavar="HOST:PORT", help="Ray cluster to join, or auto")] = None
     plain: Annotated[bool, Option("--plain", help="plain lines even in a terminal")] = False
     no_retry: Annotated[bool, Option("--no-retry", help="leave cells that failed before as they are")] = False

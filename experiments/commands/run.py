@@ -41,9 +41,9 @@ def run_cells(cells: RunningCells, request: Request, until: Literal["prune", "re
     from prunebench.experiments.run_grid import check_feasible, fetch_models, make_jobs, run_grid
     from prunebench.experiments.stopping import Stop, stop_on_signals
 
-    check_feasible(request.cells, until)
+    check_feasible(request.cells, request.data, until)
     fetch_models(request.cells)
-    check_feasible(request.cells, until)
+    check_feasible(request.cells, request.data, until)
     executor = make_executor(request.config.run)
     prepare_output_folder(request.out)
     jobs = make_jobs(

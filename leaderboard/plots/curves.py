@@ -53,7 +53,7 @@ def panels_of(entries: list[Entry]) -> tuple[dict[str, Lines], list[dict[str, An
                 continue
             if not PER_LAYER.search(name):
                 panels[family(name)].append((entry, name, good))
-            about = {"model": entry.model, "method": entry.full_label, "target_sparsity": entry.sparsity, "synthetic": entry.synthetic}
+            about = {"model": entry.model, "method": entry.line, "target_sparsity": entry.sparsity, "synthetic": entry.synthetic}
             rows += [{**about, "curve": name, "step": x, "value": y} for x, y in good]
     shown = sorted(panels, key=lambda p: (ORDER.index(p) if p in ORDER else len(ORDER), p))[:MOST_PANELS]
     return {name: panels[name] for name in shown}, rows
@@ -72,8 +72,8 @@ def training_curves(entries: list[Entry], looks: Looks, folder: Path) -> Plot | 
             kinds = list(dict.fromkeys(curve for _, curve, _ in curves))
             for entry, curve, points in curves:
                 style = STYLES[kinds.index(curve) % len(STYLES)][1]
-                (line,) = axis.plot(*zip(*points, strict=True), color=looks.of(entry.full_label)["color"], ls=style, lw=1.2, alpha=0.85)
-                handles.setdefault(fmt.short(entry.full_label, 26), line)
+                (line,) = axis.plot(*zip(*points, strict=True), color=looks.of(entry.line)["color"], ls=style, lw=1.2, alpha=0.85)
+                handles.setdefault(fmt.short(entry.line, 26), line)
             axis.set_title(fmt.short(name, 40))
             axis.set_xlabel("step")
             if len(kinds) > 1:

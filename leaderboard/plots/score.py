@@ -32,6 +32,7 @@ def _row(entry: Entry, suite: str, score: Score, **more: Any) -> dict[str, Any]:
         "model": entry.model,
         "method": entry.label,
         "recovery": entry.recovery,
+        "track": entry.track,
         "target_sparsity": entry.sparsity or 0.0,
         "basis": entry.basis,
         "suite": suite,
@@ -94,7 +95,7 @@ def _panel(
             tips.add(star, f"dense {fmt.model_label(entry.model)}: {score_cell(mean).full} {fmt.score_unit(kind)} on {suite}")
             labels.setdefault("dense", star)
         else:
-            curves[entry.full_label].append((x, entry, mean))
+            curves[entry.line].append((x, entry, mean))
         if mean.chance is not None:
             axis.axhline(100 * mean.chance, color=MUTED, lw=1.0, ls=":")
     for label, points in curves.items():
@@ -181,10 +182,10 @@ def _scatter(
         ys = [_shown(s.mean) for _, s in points]
         best = pareto_front(xs, [y if first.higher_is_better else -y for y in ys]) if front else []
         for i, ((entry, suite), x, y) in enumerate(zip(points, xs, ys, strict=True)):
-            look = looks.of("dense" if entry.is_dense else entry.full_label)
+            look = looks.of("dense" if entry.is_dense else entry.line)
             axis.vlines([x], *_bounds(suite.mean), color=look["color"], lw=1.0, alpha=0.6)
             (dot,) = axis.plot([x], [y], color=look["color"], marker=look["marker"], ms=9 if entry.is_dense else 6, ls="none")
-            labels.setdefault("dense" if entry.is_dense else entry.full_label, dot)
+            labels.setdefault("dense" if entry.is_dense else entry.line, dot)
             shown = fmt.significant(x, 3)
             tips.add(dot, f"{entry.title}: {score_cell(suite.mean).full} {fmt.score_unit(suite.mean.kind)} at {shown} ({x_label})")
             rows.append(_row(entry, suite.id, suite.mean, x=x, x_label=x_label, on_pareto_front=i in best))

@@ -67,7 +67,7 @@ def layer_shapes(entries: list[Entry], folder: Path) -> Plot | None:
                         f"{entry.title}, layer {s.layer}: {s.kv_groups_kept}/{s.kv_groups_total} KV groups, "
                         f"{s.q_heads_kept}/{s.q_heads_total} query heads, {s.ffn_kept}/{s.ffn_total} MLP channels",
                     )
-            axis.set_title(f"{fmt.short(entry.full_label, 26)}, {fmt.sparsity(entry.sparsity)}", fontsize=8.5)
+            axis.set_title(f"{fmt.short(entry.line, 26)}, {fmt.sparsity(entry.sparsity)}", fontsize=8.5)
             axis.set_ylim(0, 104)
             axis.grid(axis="x", visible=False)
         for axis in axes[len(shown) :]:
@@ -106,7 +106,7 @@ def layer_heat_map(entries: list[Entry], folder: Path) -> Plot | None:
                     tips.add(cell, f"{entry.title}, layer {s.layer}: {100 * removed:.0f} % of units removed")
         axis.set_xlim(0, depth)
         axis.set_ylim(len(shown), 0)
-        axis.set_yticks([y + 0.5 for y in range(len(shown))], [f"{fmt.short(e.full_label, 26)}, {fmt.sparsity(e.sparsity)}" for e in shown])
+        axis.set_yticks([y + 0.5 for y in range(len(shown))], [f"{fmt.short(e.line, 26)}, {fmt.sparsity(e.sparsity)}" for e in shown])
         step = max(1, depth // 16)
         axis.set_xticks([x + 0.5 for x in range(0, depth, step)], [str(x) for x in range(0, depth, step)])
         axis.set_xlabel("layer")
@@ -123,13 +123,13 @@ def layer_heat_map(entries: list[Entry], folder: Path) -> Plot | None:
 
 def agreement(entries: list[Entry], out_dir: Path, folder: Path) -> Plot | None:
     """How far methods keep the same units: Jaccard overlap of kept KV groups and MLP channels at one sparsity."""
-    groups: dict[tuple[float | None, str], list[tuple[Entry, dict[str, Any]]]] = {}
+    groups: dict[tuple[float | None, str, str], list[tuple[Entry, dict[str, Any]]]] = {}
     for entry in entries:
         if entry.is_dense or not entry.done:
             continue
         masks = read_masks(out_dir, entry)
         if masks is not None:
-            groups.setdefault((entry.sparsity, entry.recovery), []).append((entry, masks))
+            groups.setdefault((entry.sparsity, entry.basis, entry.track), []).append((entry, masks))
     panels = [(key, found) for key, found in groups.items() if len(found) > 1][:6]
     if not panels:
         return None
@@ -142,7 +142,7 @@ def agreement(entries: list[Entry], out_dir: Path, folder: Path) -> Plot | None:
         import matplotlib as mpl
 
         colours = mpl.colormaps["YlGnBu"]
-        for axis, ((sparsity, recovery), found) in zip(axes, panels, strict=False):
+        for axis, ((sparsity, basis, track), found) in zip(axes, panels, strict=False):
             for y, (a, a_masks) in enumerate(found):
                 for x, (b, b_masks) in enumerate(found):
                     shared = overlap(a_masks, b_masks)
@@ -150,22 +150,20 @@ def agreement(entries: list[Entry], out_dir: Path, folder: Path) -> Plot | None:
                         continue
                     cell = mpl.patches.Rectangle((x, y), 1, 1, facecolor=colours(shared), edgecolor="white", lw=0.6)
                     axis.add_patch(cell)
-                    tips.add(
-                        cell, f"{a.full_label} and {b.full_label} at {fmt.sparsity(sparsity)}: {100 * shared:.0f} % of kept units shared"
-                    )
+                    tips.add(cell, f"{a.line} and {b.line} at {fmt.sparsity(sparsity)}: {100 * shared:.0f} % of kept units shared")
                     if len(found) <= 10:
                         ink = "#000000" if shared < 0.6 else "#ffffff"
                         axis.text(x + 0.5, y + 0.5, f"{100 * shared:.0f}", ha="center", va="center", color=ink, fontsize=8)
-                    about = {"model": a.model, "sparsity": sparsity, "recovery": recovery, "synthetic": a.synthetic}
-                    rows.append({**about, "a": a.full_label, "b": b.full_label, "jaccard": shared})
-            names = [fmt.short(e.full_label, 22) for e, _ in found]
+                    about = {"model": a.model, "sparsity": sparsity, "basis": basis, "track": track, "synthetic": a.synthetic}
+                    rows.append({**about, "a": a.line, "b": b.line, "jaccard": shared})
+            names = [fmt.short(e.line, 22) for e, _ in found]
             axis.set_xlim(0, len(found))
             axis.set_ylim(len(found), 0)
             axis.set_xticks([i + 0.5 for i in range(len(found))], names, rotation=35, ha="right")
             axis.set_yticks([i + 0.5 for i in range(len(found))], names)
             axis.grid(visible=False)
             axis.tick_params(length=0)
-            axis.set_title(fmt.sparsity(sparsity) + (f", {fmt.short(recovery, 20)}" if recovery != "none" else ""))
+            axis.set_title(f"{fmt.sparsity(sparsity)}, {track}")
         for axis in axes[len(panels) :]:
             axis.set_axis_off()
         model = fmt.model_label(entries[0].model)

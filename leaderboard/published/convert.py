@@ -32,6 +32,34 @@ PLAIN = {
 }
 
 
+SEEN = (
+    ("excerpt", "search excerpt"),
+    ("abstract", "abstract"),
+    ("figure", "figure"),
+    ("log", "run log"),
+    ("memory", "memory"),
+    ("not found", "memory"),
+    ("repository", "text"),
+    ("readme", "text"),
+)
+"""How a number was seen, by the first of these words in the description of its source."""
+CLAIMS = "claims in the abstract"
+AT_LEAST = ("relative_to_dense_percent", "reading_gain_over_dense_points")
+"""Of a claim these are what a method keeps or gains at least; other claims ('up to') bound nothing from below."""
+
+
+def seen(source: str) -> str:
+    """In what a number was seen: table figure, text, abstract, run log, or only a search excerpt.
+
+    Raises:
+        ValueError: the description names none of them.
+    """
+    for word, kind in SEEN:
+        if word in source.lower():
+            return kind
+    raise ValueError(f"source {source!r} does not say how the numbers were seen; name one of {', '.join(w for w, _ in SEEN)}.")
+
+
 def convert(source: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """Tables by paper, in the form of the YAML files."""
     papers: dict[str, list[dict[str, Any]]] = defaultdict(list)
@@ -44,7 +72,13 @@ def _table(table: dict[str, Any]) -> dict[str, Any]:
     counting = COUNTING.get(table["paper"], NOT_STATED)
     keep = ("table", "source", "harness", "metrics_confidence", "ppl", "finetune", "note")
     about = {key: table[key] for key in keep if key in table}
-    return {"id": table["id"], **about, "counting": counting, "rows": [_row(table, row) for row in table["rows"]]}
+    return {
+        "id": table["id"],
+        **about,
+        "seen": seen(table["source"]),
+        "counting": counting,
+        "rows": [_row(table, row) for row in table["rows"]],
+    }
 
 
 def _row(table: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
@@ -86,7 +120,8 @@ def _numbers(table: dict[str, Any], row: dict[str, Any]) -> Any:
             yield _perplexity(name, length, value)
     for key, (suite, quantity, metric, unit) in PLAIN.items():
         if row.get(key) is not None:
-            yield _number(suite, quantity, metric, row[key], unit)
+            is_claim = table["table"] == CLAIMS and key in AT_LEAST
+            yield _number(suite, quantity, metric, row[key], unit) | ({"relation": "at least"} if is_claim else {})
     for suite, value in row.get("max_gain_over_LLM-Pruner_points", {}).items():
         yield _number(None, f"largest gain over LLM-Pruner, {suite}", "points", value, "points")
 

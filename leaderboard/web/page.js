@@ -180,7 +180,7 @@
         if (c.key === "status") td.append(make("span", { class: "status s-" + String(cell[1]).replaceAll(" ", "-"), text: cell[1] }));
         else {
           const rank = c.rank ? this.cell(row, c.rank) : MISSING;
-          if (rank[0] !== null) td.append(make("span", { class: "rank", text: rank[1], "data-tip": c.rankTip }));
+          if (rank[1] !== "–") td.append(make("span", { class: rank[0] === null ? "rank none" : "rank", text: rank[1], "data-tip": rank[3] || c.rankTip }));
           td.append(cell[1]);
         }
         if (cell[2]) td.append(make("span", { class: "sub", text: cell[2] }));

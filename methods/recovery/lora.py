@@ -15,20 +15,20 @@ from transformers import PreTrainedModel
 
 from prunebench.methods.data import PruningData, TrainingConfig
 from prunebench.methods.layerwise import recomputed_layers
+from prunebench.methods.learning.run.adapters import Adapters, Projection
+from prunebench.methods.learning.run.loop import Learner, Stage, run_stages
+from prunebench.methods.learning.run.state import load_optimizer, optimizer_tensors
+from prunebench.methods.learning.text.packed_attention import packed_attention
+from prunebench.methods.learning.text.packing import Pack, lm_loss
+from prunebench.methods.learning.text.precision import DESCRIPTION as PRECISION
+from prunebench.methods.learning.text.precision import ComputeDtype, computing_in, frozen_weights_in
 from prunebench.methods.pruner import Run
 from prunebench.methods.recovery.batches import BatchPlan, packed
-from prunebench.methods.training.adapters import Adapters, Projection
-from prunebench.methods.training.checkpoint import load_optimizer, optimizer_tensors
-from prunebench.methods.training.loop import Learner, Stage, run_stages
-from prunebench.methods.training.packed_attention import packed_attention
-from prunebench.methods.training.packing import Pack, lm_loss
-from prunebench.methods.training.precision import DESCRIPTION as PRECISION
-from prunebench.methods.training.precision import ComputeDtype, computing_in, frozen_weights_in
 from prunebench.models.anatomy import Anatomy
 
 
 class LoraRecoveryConfig(BaseModel):
-    """Settings of the recovery `lora`. Defaults: LLM-Pruner's recipe (its code; spec llm_pruner.md section 10).
+    """Holds the settings of the recovery `lora`. Defaults: the recipe of LLM-Pruner's code.
 
     Departures: no dropout in the adapters, warm-up of at most a tenth of the steps, packed rows instead of padding.
     """

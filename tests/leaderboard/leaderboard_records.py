@@ -8,7 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from prunebench.leaderboard.record import Estimate, LayerShape, Metrics, ProtocolScore, Record, RunBlock, TaskScore, cell_dir, write_record
+from prunebench.leaderboard.record import (
+    Estimate,
+    LayerShape,
+    Metrics,
+    ProtocolScore,
+    Record,
+    RunBlock,
+    StageCost,
+    TaskScore,
+    cell_dir,
+    write_record,
+)
 
 HITS = [1, 0, 1, 1, 0, 1, 1, 0, 0, 1]
 HOSTILE = [
@@ -85,3 +96,27 @@ def put_scored(out: Path, method: str, outcomes: dict[str, Sequence[int]], **abo
     """A finished cell whose scores are those of `outcomes`."""
     made = record(method, scores=[suite([task(name, hits) for name, hits in outcomes.items()])], **about)
     return put(out, made, {name: list(hits) for name, hits in outcomes.items()})
+
+
+def put_losses(out: Path, method: str, losses: Sequence[float], *, tokens: float = 100.0, name: str = "ppl", **about: Any) -> Record:
+    """A finished cell with the perplexity of so many blocks of `tokens` tokens, from the mean loss of each."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    values = np.asarray(losses, dtype=float)
+    value, n = float(np.exp(values.mean())), len(values)
+    stderr = value * float(values.std(ddof=1)) / np.sqrt(n) if n > 1 else None
+    score = TaskScore(
+        task="text", metric="token_perplexity", value=value, stderr=stderr, n=n, higher_is_better=False, samples_file="samples/text.parquet"
+    )
+    made = record(method, scores=[ProtocolScore(protocol=name, tasks=[score])], **about)
+    write_record(out, made)
+    folder = cell_dir(out, made.run.cell_id) / "samples"
+    folder.mkdir(parents=True, exist_ok=True)
+    ids = [f"b{k}" for k in range(n)]
+    pq.write_table(pa.table({"item_id": ids, "token_perplexity": -values * tokens, "weight": [tokens] * n}), folder / "text.parquet")
+    return made
+
+
+TRAINED = [StageCost(name="prune", training_tokens=300_000)]
+"""Stages of a method that trains while it prunes."""

@@ -140,7 +140,7 @@ def test_details_show_command_config_shape_curves_and_tests(tab: Tab) -> None:
     page.locator("[data-table=main] tbody th button", has_text="compresso").first.click()
     dialog = page.locator("dialog[open]")
     text = dialog.inner_text()
-    for word in ("compresso", "leaderboard.synthetic OUT", "Shape", "Training curves", "Against the others", "paired bootstrap"):
+    for word in ("compresso", "leaderboard.synthetic OUT", "Shape", "Training curves", "Against the others", "paired t over items"):
         assert word in text or word in dialog.inner_html(), word
     dialog.locator("summary", has_text="Configuration").click()
     assert '"method": "compresso"' in dialog.inner_text()

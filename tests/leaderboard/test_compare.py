@@ -28,15 +28,27 @@ def compared(out: Path) -> tuple[list[Any], Comparisons]:
     return entries, compare(entries, out)
 
 
-def ranks(out: Path) -> dict[str, int]:
+def ranks(out: Path) -> dict[str, tuple[int, int] | str]:
+    """Of each pruned row its places, or why it has none."""
     entries, found = compared(out)
-    return {e.label: found.ranks[(e.id, "suite")] for e in entries if not e.is_dense}
+    places = {}
+    for entry in entries:
+        where = (entry.id, "suite")
+        if not entry.is_dense:
+            rank = found.ranks.get(where)
+            places[entry.full_label] = (rank.low, rank.high) if rank else found.unranked[where]
+    return places
+
+
+def put_dense(out: Path, outcomes: dict[str, list[int]]) -> None:
+    put_scored(out, "dense", outcomes, sparsity=None)
 
 
 def test_significantly_better_methods_rank_higher_and_ties_share(tmp_path: Path) -> None:
+    put_dense(tmp_path, {"a": GOOD, "b": GOOD})
     for method, hits in (("good", GOOD), ("bad", BAD), ("same", SAME)):
         put_scored(tmp_path, method, {"a": hits, "b": hits})
-    assert ranks(tmp_path) == {"good": 1, "bad": 2, "same": 2}
+    assert ranks(tmp_path) == {"good": (1, 1), "bad": (2, 3), "same": (2, 3)}
 
 
 def test_paired_outcomes_give_the_exact_mcnemar_test_of_each_task(tmp_path: Path) -> None:
@@ -49,7 +61,7 @@ def test_paired_outcomes_give_the_exact_mcnemar_test_of_each_task(tmp_path: Path
     assert (x.a_only, x.b_only) == (int(((both[0] == 1) & (both[1] == 0)).sum()), int(((both[0] == 0) & (both[1] == 1)).sum()))
     assert x.p_value == pytest.approx(stats.binomtest(x.a_only, x.a_only + x.b_only).pvalue, abs=1e-9)
     assert y.p_value == 1.0
-    assert pair.result.method == "paired bootstrap"
+    assert pair.result.method == "paired t over items"
 
 
 def test_items_in_another_order_are_matched_by_their_id(tmp_path: Path) -> None:
@@ -70,9 +82,7 @@ def test_without_outcomes_the_test_is_unpaired_and_says_so(tmp_path: Path) -> No
     (pair,) = found.blocks[0].pairs
     assert "unpaired" in pair.result.method
     assert any("missing" in n.text for n in found.notes)
-    p, q = 0.7, 0.4
-    z = (p - q) / math.sqrt(p * (1 - p) / 99 + q * (1 - q) / 99)
-    assert pair.result.p_value == pytest.approx(2 * stats.norm.sf(z), abs=1e-9)
+    assert pair.result.p_value == pytest.approx(stats.ttest_ind(GOOD, BAD, equal_var=False).pvalue, rel=1e-6)
 
 
 def test_seeds_are_pooled_and_widen_the_interval(tmp_path: Path) -> None:
@@ -107,9 +117,12 @@ def test_retention_is_the_share_of_the_dense_score(tmp_path: Path) -> None:
     put_scored(tmp_path, "a", {"x": BAD})
     entries, found = compared(tmp_path)
     pruned = next(e for e in entries if not e.is_dense)
-    share, error = found.retention[(pruned.id, "suite")]
-    assert share == pytest.approx(4 / 7)
-    assert error is not None
+    share = found.of_dense[(pruned.id, "suite")]
+    assert share.value == pytest.approx(4 / 7)
+    assert share.interval is not None
+    kept = found.kept[(pruned.id, "suite")]  # chance is 0.25
+    assert kept.value == pytest.approx(0.15 / 0.45)
+    assert kept.tasks == ("x",)
 
 
 def test_margin_over_chance_and_at_chance(tmp_path: Path) -> None:
@@ -172,6 +185,7 @@ def sentences(out: Path) -> str:
 
 
 def test_a_difference_that_is_noise_makes_no_winner(tmp_path: Path) -> None:
+    put_dense(tmp_path, {"x": GOOD})
     put_scored(tmp_path, "a", {"x": BAD})
     put_scored(tmp_path, "b", {"x": [*BAD[:38], 0, 0, *BAD[40:]]})
     text = sentences(tmp_path)
@@ -180,6 +194,7 @@ def test_a_difference_that_is_noise_makes_no_winner(tmp_path: Path) -> None:
 
 
 def test_a_winner_is_named_with_its_interval(tmp_path: Path) -> None:
+    put_dense(tmp_path, {"x": GOOD})
     put_scored(tmp_path, "good", {"x": GOOD})
     put_scored(tmp_path, "bad", {"x": BAD})
     text = sentences(tmp_path)

@@ -157,12 +157,28 @@ def test_of_two_records_of_one_cell_the_later_is_shown(tmp_path: Path) -> None:
     assert sorted(p.kind for p in problems) == ["duplicate", "misplaced", "misplaced"]
 
 
+@pytest.mark.parametrize(("again", "said"), [(True, "was run again since"), (False, "has no other record: run it again")])
+def test_a_record_that_was_set_aside_is_named_every_time(tmp_path: Path, again: bool, said: str) -> None:
+    made = record()
+    path = lr.write_record(tmp_path, made)
+    aside = path.parent / "set-aside" / "0-record.json"
+    aside.parent.mkdir()
+    path.rename(aside)
+    if again:
+        lr.write_record(tmp_path, made)
+    for _ in range(2):
+        records, problems = lr.read_records(tmp_path)
+        assert len(records) == int(again)
+        assert [p.kind for p in problems] == ["set aside"]
+        assert f"cells/{made.run.cell_id}/set-aside/0-record.json was set aside" in problems[0].message
+        assert said in problems[0].message
+
+
 def test_the_record_module_needs_no_heavy_library() -> None:
     import subprocess
     import sys
 
-    code = (
-        "import sys, leaderboard.record; print([m for m in ('torch','numpy','scipy','matplotlib','pandas','jinja2') if m in sys.modules])"
-    )
+    heavy = ("torch", "numpy", "scipy", "matplotlib", "pandas", "jinja2")
+    code = f"import sys, prunebench.leaderboard.record; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
     assert done.stdout.strip() == "[]"

@@ -11,9 +11,9 @@ from tokenizers.processors import TemplateProcessing
 
 from prunebench.methods.compresso.pruner import CompressoConfig, text_behind_prompt
 from prunebench.methods.data import CalibrationConfig, PruningData, TrainingConfig, build_pruning_data
+from prunebench.methods.learning.text.packing import Pack
+from prunebench.methods.learning.text.source_text import text_to_learn
 from prunebench.methods.pruner import Run
-from prunebench.methods.training.packing import Pack
-from prunebench.methods.training.source_text import text_to_learn
 from prunebench.models.errors import BadInput
 from prunebench.models.special_tokens import prompt_ids
 from prunebench.models.tiny import tiny_model

@@ -1,4 +1,4 @@
-"""Wanda and SparseGPT (spec oneshot.md section 9)."""
+"""Wanda and SparseGPT zero the weights that their papers say."""
 
 from __future__ import annotations
 

@@ -17,11 +17,10 @@ from pathlib import Path
 
 from findings.kept import Kept, settings_of
 from findings.question import ROOT, Question, load_question
-from findings.tables import LACKING, check_against, table
+from findings.tables import LACKING, check_against, settings_in, table
 from prunebench.experiments.commands import EXIT_BAD_INPUT
 from prunebench.experiments.load_config import load_config, parse_setting
 from prunebench.experiments.plan import PlannedCell, plan_grid
-from prunebench.leaderboard.collect import collect
 from prunebench.leaderboard.errors import LeaderboardError
 from prunebench.leaderboard.record import Record, RunBlock, read_record, record_path
 from prunebench.models.errors import BadInput, PrunebenchError
@@ -48,7 +47,7 @@ def build(question: Question, kept: Kept, out: Path, data: Path | None, settings
     planned = {grid: plan_grid(load_config(grid), data) for grid in question.grids}
     cells = {cell.id: cell for grid in planned.values() for cell in grid}
     answers = {cell: kept.answering(planned_cell.config, whatever_data=data is None) for cell, planned_cell in cells.items()}
-    check_against(question, collect([in_todays_words(unmade(cell)) for cell in cells.values()])[0])
+    check_against(question, settings_in([in_todays_words(unmade(cell)) for cell in cells.values()]))
     answered = [answer for answer in answers.values() if answer is not None]
     lacking = [cell for cell, answer in answers.items() if answer is None]
     kept.restore(out, answered)

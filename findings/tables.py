@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from pathlib import Path
 
 from findings.layer_sparsity import by_layer, layer_figure, layer_table
 from findings.mask_schedule import learnt, schedule_figure, schedule_table
 from findings.question import Question
-from prunebench.leaderboard.collect import Entry, collect
+from prunebench.leaderboard import formatting as fmt
+from prunebench.leaderboard.collect import Entry, collect, settings_of
 from prunebench.leaderboard.compare import compare, compare_pairs
 from prunebench.leaderboard.exports import as_markdown
 from prunebench.leaderboard.pairs import difference_cell
 from prunebench.leaderboard.record import Record
 from prunebench.leaderboard.tables import Cell, Column, leaderboard, suite_ids
+from prunebench.leaderboard.variants import in_words, set_apart
 from prunebench.models.errors import BadInput
 
 LACKING = "no record of it is kept"
@@ -31,7 +34,7 @@ def table(question: Question, records: list[Record], out: Path) -> str:
     Raises:
         BadInput: `against` names no row.
     """
-    entries, _ = collect(records)
+    entries = settings_in(records)
     check_against(question, entries)
     whole = leaderboard(entries, compare(entries, out))
     wanted = ["method", "sparsity", "recovery"]
@@ -43,6 +46,22 @@ def table(question: Question, records: list[Record], out: Path) -> str:
     parts += [*gains(entries, out), *differences(entries, out, against), *held_out(entries)]
     parts += [*schedules(entries, question.folder), *layers(entries, against, question.folder)]
     return "\n".join([*definitions(entries), "", as_markdown(columns, whole.rows), *parts])
+
+
+def settings_in(records: list[Record]) -> list[Entry]:
+    """One entry a setting, each named by what sets it apart from all others of its method, recovery and sparsity.
+
+    The leaderboard names them within a race; what a question compares need not be one (a setting may change how many tokens it trains on).
+    """
+    entries, _ = collect(records)
+    alike: dict[tuple[object, ...], list[Entry]] = defaultdict(list)
+    for entry in entries:
+        alike[(entry.model, entry.sparsity, entry.basis, *entry.contender)].append(entry)
+    for group in alike.values():
+        told = set_apart([settings_of(entry.records[0].run) for entry in group])
+        for entry, words in zip(group, told, strict=True):
+            entry.variant = fmt.short(in_words(words), 48) if len(group) > 1 else ""
+    return entries
 
 
 def check_against(question: Question, entries: list[Entry]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from findings.build import main
 from findings.kept import MANIFEST
 from prunebench.experiments.load_config import load_config
 from prunebench.experiments.plan import plan_grid
+from prunebench.methods import registry
+from prunebench.methods.pruner import Pruner, PrunerConfig
 from prunebench.models.errors import BadInput
 from tests.findings.conftest import Desk
 
@@ -145,9 +147,24 @@ def test_a_cell_without_a_record_is_a_row_that_says_so(desk: Desk) -> None:
     assert "no record is kept; `python -m findings.build norms --data DIR` runs them." in desk.page
 
 
-def test_a_failed_cell_is_a_row_and_is_not_kept(desk: Desk) -> None:
+@pytest.fixture
+def falls_over() -> Iterator[str]:
+    """A method that fails, for this test alone."""
+
+    @registry.register("falls_over")
+    class FallsOver(Pruner[PrunerConfig]):
+        Config = PrunerConfig
+
+        def prune(self, model: Any, budget: Any, data: Any, run: Any) -> Any:
+            raise RuntimeError("over it goes")
+
+    yield "falls_over"
+    del registry._registered["falls_over"]
+
+
+def test_a_failed_cell_is_a_row_and_is_not_kept(desk: Desk, falls_over: str) -> None:
     before = desk.archives
-    desk.ask(grid={"method": ["magnitude"], "recovery": [{"name": "lora"}]}, against=None)  # its text can't be had
+    desk.ask(grid={"method": [falls_over]}, against=None)
     assert desk.build() == 0
     assert "| failed |" in desk.page
     assert desk.archives == before

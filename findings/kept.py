@@ -17,23 +17,25 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from prunebench.experiments.artifacts import CellFolder, write_text
 from prunebench.experiments.cell import CELL_FORMAT, DENSE, CellConfig
+from prunebench.experiments.cell_folder import CellFolder, write_text
 from prunebench.experiments.config import Part
-from prunebench.experiments.recovery import get_recovery
 from prunebench.experiments.run_cell import finished_record
-from prunebench.experiments.suggest import sentence
 from prunebench.leaderboard.variants import in_words, set_apart
-from prunebench.methods.registry import get_pruner
+from prunebench.methods.registry import get_pruner, get_recovery
 from prunebench.models.errors import BadInput, PrunebenchError
 from prunebench.models.files import sha256_of
 from prunebench.models.loading import EMBEDDED_PREFIX
+from prunebench.models.suggest import sentence
 
 MANIFEST = "manifest.json"
 WHEN = (1980, 1, 1, 0, 0, 0)
 """Time of every file in an archive: the same cell gives the same bytes."""
 OF_EMBEDDED = {"dtype": "float32", "attn_implementation": "sdpa"}
 """What an embedded model is loaded with where nothing is asked for; the cells of format 1 said so, later ones leave it out."""
+
+BEFORE = {"recovery_source": "built-in"}
+"""What was so of every cell before cells said it."""
 
 
 class KeptRecord(Part):
@@ -59,7 +61,7 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, Any] | None:
     Settings that came later stand at their defaults, which is what a cell did before them.
     """
     try:
-        data = {**config, "format": CELL_FORMAT}
+        data = {**BEFORE, **config, "format": CELL_FORMAT}
         if data["method"] != DENSE:
             data["method_config"] = get_pruner(data["method"]).Config.model_validate(data["method_config"]).model_dump(mode="json")
         data["recovery_config"] = get_recovery(data["recovery"]).resolve(data["recovery_config"])

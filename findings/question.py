@@ -8,8 +8,8 @@ import yaml
 from pydantic import Field, ValidationError
 
 from prunebench.experiments.config import Part
-from prunebench.experiments.suggest import sentence, unknown
 from prunebench.models.errors import BadInput
+from prunebench.models.suggest import sentence, unknown
 
 ROOT = Path(__file__).resolve().parent
 FILE = "question.yaml"

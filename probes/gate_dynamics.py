@@ -19,12 +19,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from prunebench.experiments.model_check import EMBEDDED_SHAPES
 from prunebench.methods.learning.gates.expected_size import ExpectedSize
 from prunebench.methods.learning.gates.gates import GateKinds, GateSet
 from prunebench.methods.learning.gates.lagrangian import Lagrangian
 from prunebench.methods.learning.gates.schedule import Ramp, target_sparsity
 from prunebench.models.anatomy import Anatomy
+from prunebench.models.loading import EMBEDDED_SHAPES
 
 COSTS = {"kv_groups": (0.018, 1.0), "ffn": (1.2e-4, 1.0), "hidden": (0.018, 0.7)}  # median nats of one closed unit, spread of its log
 NOISE = 2.0  # of a step's gradient, in costs

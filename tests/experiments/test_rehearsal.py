@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import transformers
 
-from prunebench.experiments import rehearsal
-from prunebench.experiments.rehearsal import rehearse, shrunk, tiny_copy
+from prunebench.experiments.checks import rehearsal
+from prunebench.experiments.checks.rehearsal import rehearse, shrunk, tiny_copy
 from prunebench.models import modeling_pruned
 from prunebench.models.anatomy import Anatomy
 from prunebench.models.errors import UnsupportedModel

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,16 +27,13 @@ PAPERS = [path for path in GRIDS if path.startswith("configs/papers/")]
 
 
 @pytest.fixture
-def quiet_plugin(tmp_path: Path) -> Iterator[None]:
+def quiet_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The plugin of the docs, for this test alone."""
-    before = registry._registered.pop("quiet", None)
+    others = {name: one for name, one in registry.PRUNERS.registered.items() if name != "quiet"}
+    monkeypatch.setattr(registry.PRUNERS, "registered", others)
     code = (ROOT / "docs" / "add-a-pruner.md").read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
     (tmp_path / "quiet.py").write_text(code, encoding="utf-8")
     registry.load_plugins([tmp_path / "quiet.py"])
-    yield
-    del registry._registered["quiet"]
-    if before is not None:
-        registry._registered["quiet"] = before
 
 
 @pytest.mark.parametrize("grid", GRIDS)

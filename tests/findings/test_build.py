@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -148,8 +148,9 @@ def test_a_cell_without_a_record_is_a_row_that_says_so(desk: Desk) -> None:
 
 
 @pytest.fixture
-def falls_over() -> Iterator[str]:
+def falls_over(monkeypatch: pytest.MonkeyPatch) -> str:
     """A method that fails, for this test alone."""
+    monkeypatch.setattr(registry.PRUNERS, "registered", dict(registry.PRUNERS.registered))
 
     @registry.register("falls_over")
     class FallsOver(Pruner[PrunerConfig]):
@@ -158,8 +159,7 @@ def falls_over() -> Iterator[str]:
         def prune(self, model: Any, budget: Any, data: Any, run: Any) -> Any:
             raise RuntimeError("over it goes")
 
-    yield "falls_over"
-    del registry._registered["falls_over"]
+    return "falls_over"
 
 
 def test_a_failed_cell_is_a_row_and_is_not_kept(desk: Desk, falls_over: str) -> None:

@@ -43,9 +43,9 @@ def evaluate_model(cells: RunningCells) -> int:
     config = load_config(None, cells.settings, cells.shorthands())
     spec: ModelSpec = config.grid.model[0]
     prompt = prompt_of(config.evaluation.prompt)
+    check_protocol_lengths([choice.name for choice in config.protocols], config.evaluation, prompt, spec)
     for choice in config.protocols:
         check_protocol_data(choice.name, choice.sources, cells.data)
-    check_protocol_lengths([choice.name for choice in config.protocols], config.evaluation, prompt, spec)
     if cells.out is not None:
         prepare_output_folder(cells.out)
     stop = Stop()

@@ -35,6 +35,7 @@ class CellProtocol(Part):
 
     name: str
     version: str
+    source: str = Field("built-in", description="as method_source")
     limit: int | None
     sources: tuple[str, ...]
     prompt: str | None

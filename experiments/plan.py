@@ -212,6 +212,7 @@ def _resolve_protocols(config: GridConfig) -> tuple[CellProtocol, ...]:
             CellProtocol(
                 name=choice.name,
                 version=str(known[choice.name].version),
+                source=known[choice.name].source,
                 limit=choice.limit if choice.limit is not None else config.evaluation.limit,
                 sources=choice.sources,
                 prompt=prompt,

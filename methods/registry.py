@@ -9,7 +9,7 @@ import importlib.metadata
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +17,7 @@ from typing import ClassVar, Generic, TypeVar
 
 from transformers import PreTrainedModel
 
+from prunebench.methods.allocation import known_allocations
 from prunebench.methods.data import PruningData
 from prunebench.methods.pruner import Pruner, PrunerConfig, Run, Support
 from prunebench.methods.recovery.recovery import Recovery
@@ -190,29 +191,30 @@ def load_plugin(path: Path) -> list[str]:
     """Imports one Python file and returns the names of the pruners that it registers.
 
     Raises:
-        BadInput: no such file, it fails on import, or it registers neither a pruner nor a recovery.
+        BadInput: no such file, it fails on import, or it registers nothing.
     """
     path = path.expanduser().resolve()
     if not path.is_file() or path.suffix != ".py":
-        raise BadInput(f"plugin {str(path)!r} is not a Python file; give the path of one .py file that registers a Pruner.")
+        accepted = "give the path of one .py file that registers a Pruner, or of a .yaml file with protocols"
+        raise BadInput(f"plugin {str(path)!r} is not a Python file; {accepted}.")
     module_name = f"prunebench_plugin_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     if module_name not in sys.modules:
-        before = (set(PRUNERS.registered), set(RECOVERIES.registered))
+        before = _all_registered()
         _import_file(path, module_name)
-        new = (sorted(set(PRUNERS.registered) - before[0]), sorted(set(RECOVERIES.registered) - before[1]))
-        _plugin_names[module_name] = new
-    pruners, recoveries = _plugin_names[module_name]
-    if not pruners and not recoveries:
-        raise BadInput(f"plugin {path} registers no pruner; decorate its class with @register('name').")
-    return pruners
+        _plugin_names[module_name] = _all_registered() - before
+    names = _plugin_names[module_name]
+    if not names:
+        raise BadInput(f"plugin {path} registers no pruner, recovery or allocation; decorate its class with @register('name').")
+    return sorted(name for kind, name in names if kind == "pruner")
 
 
-def load_plugins(paths: Iterable[Path | str]) -> list[str]:
-    """Imports plugin files; returns the names of the pruners that they register."""
-    return [name for path in paths for name in load_plugin(Path(path))]
+def _all_registered() -> set[tuple[str, str]]:
+    """(kind, name) of everything that is known by a decorator."""
+    named = {registry.kind: registry.registered for registry in (PRUNERS, RECOVERIES)}
+    return {(kind, name) for kind, found in (*named.items(), ("allocation", known_allocations())) for name in found}
 
 
-_plugin_names: dict[str, tuple[list[str], list[str]]] = {}
+_plugin_names: dict[str, set[tuple[str, str]]] = {}
 
 
 def _import_file(path: Path, module_name: str) -> ModuleType:

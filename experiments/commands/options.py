@@ -42,7 +42,9 @@ class Source:
     settings: Annotated[list[str], Option("--set", metavar="KEY=VALUE", help="settings, e.g. grid.seed=[0,1]")] = field(
         default_factory=list
     )
-    plugin: Annotated[list[Path], Option(metavar="FILE", help=".py files that register pruners")] = field(default_factory=list)
+    plugin: Annotated[list[Path], Option(metavar="FILE", help=".py files that register pruners, .yaml files with protocols")] = field(
+        default_factory=list
+    )
 
 
 @dataclass(frozen=True)

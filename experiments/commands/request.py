@@ -37,8 +37,8 @@ def understand(cells: Cells, *, needs_protocols: bool = True) -> Request:
     """
     from prunebench.experiments.load_config import load_config
     from prunebench.experiments.plan import plan_grid, select
+    from prunebench.experiments.plugins import load_plugins
     from prunebench.experiments.progress import quiet_libraries
-    from prunebench.methods.registry import load_plugins
 
     quiet_libraries()
     load_plugins(cells.plugin)

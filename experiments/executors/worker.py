@@ -11,8 +11,8 @@ def run_job(job: Job, emit: Emit, stop: Stop) -> Outcome:
     """Prepares this process for one job (threads, plugins) and runs it."""
     import torch
 
+    from prunebench.experiments.plugins import load_plugins
     from prunebench.experiments.progress import quiet_libraries
-    from prunebench.methods.registry import load_plugins
 
     quiet_libraries()
     if job.threads is not None:

@@ -15,14 +15,14 @@ from prunebench.experiments.config import GridConfig
 from prunebench.experiments.job import Job, Outcome
 from prunebench.experiments.lengths import check_lengths
 from prunebench.experiments.lookups import check_sources
-from prunebench.experiments.model_check import check_sparsity, meta_anatomy
+from prunebench.experiments.model_check import check_sparsity
 from prunebench.experiments.plan import PlannedCell
 from prunebench.experiments.progress import View
-from prunebench.experiments.rehearsal import rehearse
+from prunebench.experiments.rehearsal import rehearse_cells
 from prunebench.experiments.run_cell import FINAL, finished_record
 from prunebench.experiments.stopping import Stop
 from prunebench.models.errors import BadInput
-from prunebench.models.loading import EMBEDDED_PREFIX, resolve_model
+from prunebench.models.loading import EMBEDDED_PREFIX, check_loads, resolve_model
 
 if TYPE_CHECKING:
     from prunebench.experiments.executors import Executor
@@ -106,9 +106,8 @@ def check_feasible(cells: Sequence[PlannedCell], data_dir: Path | None, until: L
         BudgetError: a sparsity that a model can't reach.
     """
     for model in dict.fromkeys(cell.model for cell in cells):
-        meta_anatomy(model)
-    for model in dict.fromkeys(cell.model for cell in cells if not cell.config.is_dense):
-        rehearse(model)
+        check_loads(model)
+    rehearse_cells(cells)
     asked = {(cell.model, cell.config.sparsity, cell.config.basis) for cell in cells if cell.config.sparsity is not None}
     for model, sparsity, basis in sorted(asked, key=str):
         assert sparsity is not None  # filtered above

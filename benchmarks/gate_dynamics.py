@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from prunebench.experiments.model_check import EMBEDDED_SHAPES
+from prunebench.experiments.checks.model import EMBEDDED_SHAPES
 from prunebench.methods.learning.gates.expected_size import ExpectedSize
 from prunebench.methods.learning.gates.gates import GateKinds, GateSet
 from prunebench.methods.learning.gates.lagrangian import Lagrangian

@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from prunebench.experiments.artifacts import CellFolder
+from prunebench.experiments.cell_folder import CellFolder
 from prunebench.experiments.run_cell import finished_record
 
 WHEN = (1980, 1, 1, 0, 0, 0)

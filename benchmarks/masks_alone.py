@@ -30,8 +30,8 @@ from prunebench.methods.data import PruningData
 from prunebench.methods.data.training_text import TrainingConfig
 from prunebench.methods.learning.text.packing import lm_loss
 from prunebench.methods.pruner import Run
-from prunebench.methods.recovery import LoraRecoveryConfig, recover_lora
 from prunebench.methods.recovery.batches import packed
+from prunebench.methods.recovery.lora import LoraRecoveryConfig, recover_lora
 from prunebench.models.loading import ModelSpec, load_model
 from prunebench.models.masks import Masks
 from prunebench.models.slice import slice_model

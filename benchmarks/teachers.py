@@ -18,8 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
+from prunebench.experiments.hashing import seed_for
 from prunebench.experiments.load_config import load_config
-from prunebench.experiments.seeds import seed_for
 from prunebench.methods.data import PruningData
 from prunebench.methods.learning.gates.hardening import deterministic_values
 from prunebench.methods.learning.text.cross_entropy import cross_entropy

@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from prunebench.experiments.model_check import EMBEDDED_SHAPES
+from prunebench.experiments.checks.model import EMBEDDED_SHAPES
 from prunebench.methods.data.training_text import Example, TrainingText
 from prunebench.methods.learning.gates.hard_concrete import LOG_ALPHA_LIMIT
 from prunebench.methods.learning.run.learner import MaskLearner

@@ -53,6 +53,7 @@ class CellConfig(Part):
     seed: int
     recovery: str
     recovery_config: dict[str, Any]
+    recovery_source: str = Field(description="as method_source")
     calibration: CalibrationConfig | None
     protocols: tuple[CellProtocol, ...]
     efficiency: EfficiencySettings
@@ -88,7 +89,7 @@ class CellConfig(Part):
         return self._some(keys)
 
     def recover_inputs(self) -> dict[str, Any]:
-        return self._some(("recovery", "recovery_config", "seed", "data"))
+        return self._some(("recovery", "recovery_config", "recovery_source", "seed", "data"))
 
     def evaluate_inputs(self) -> dict[str, Any]:
         return self._some(("protocols", "data"))

@@ -1,9 +1,10 @@
-"""Hashes of values, by their canonical JSON; files are hashed by `models.files`."""
+"""Ids and seeds from values, by the hash of their canonical JSON; files are hashed by `models.files`."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import random
 from typing import Any
 
 ID_CHARS = 16
@@ -21,3 +22,21 @@ def hash_value(value: Any) -> str:
 
 def short_id(value: Any) -> str:
     return hash_value(value)[:ID_CHARS]
+
+
+def seed_for(seed: int, purpose: str) -> int:
+    """A seed below 2**31 for one purpose ('calibration', 'prune', 'recover', 'evaluate') of one grid seed.
+
+    The method isn't part of it: every method of one grid seed sees the same calibration samples.
+    """
+    return int(hash_value({"seed": seed, "purpose": purpose})[:8], 16) % 2**31
+
+
+def set_global_seeds(seed: int) -> None:
+    """Seeds Python, NumPy and torch; the framework does this before each stage, methods never do."""
+    import numpy
+    import torch
+
+    random.seed(seed)
+    numpy.random.seed(seed)
+    torch.manual_seed(seed)

@@ -11,8 +11,8 @@ from pydantic import ValidationError
 
 from prunebench.experiments.config import GridConfig
 from prunebench.experiments.shorthands import merge, nested, with_shorthands
-from prunebench.experiments.suggest import sentence, shown
 from prunebench.models.errors import BadInput
+from prunebench.models.suggest import sentence, shown
 
 MAX_CONFIG_BYTES = 1_000_000
 MAX_EXTENDS = 16

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from prunebench.experiments.suggest import shown, unknown
 from prunebench.models.errors import BadInput
+from prunebench.models.suggest import shown, unknown
 
 MAX_PROMPT_BYTES = 100_000
 

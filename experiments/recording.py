@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from prunebench.experiments.cell import CellConfig
+from prunebench.experiments.hashing import seed_for
 from prunebench.experiments.job import Job
 from prunebench.experiments.provenance import machine
-from prunebench.experiments.seeds import seed_for
 from prunebench.leaderboard.record import (
     EfficiencyScore,
     LayerShape,

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from prunebench.experiments import stages
-from prunebench.experiments.artifacts import CellFolder, output_error, remove, write_text
-from prunebench.experiments.cost import measured
+from prunebench.experiments.cell_folder import CellFolder, output_error, remove, write_text
 from prunebench.experiments.hashing import hash_value
 from prunebench.experiments.job import Job, Outcome
 from prunebench.experiments.progress import Emit, duration, gigabytes
@@ -23,6 +22,7 @@ from prunebench.experiments.recording import build_record, unfinished_record
 from prunebench.experiments.stopping import Stop, Stopped
 from prunebench.leaderboard.record import Record, read_record, write_record
 from prunebench.models.errors import PrunebenchError, is_out_of_memory
+from prunebench.models.memory import peak_memory_bytes, reset_peak_memory
 
 HEARTBEAT_SECONDS = 1.0
 FINAL = ("done", "skipped")
@@ -219,9 +219,10 @@ class _CellRun:
         if stamp is None:
             self._emit(kind="stage", stage=name)
             with self.folder.scratch(name) as scratch:
-                with measured() as cost:
-                    result = act(self.work, scratch)
-                spent = {"seconds": cost.seconds, "peak_memory_bytes": cost.peak_memory_bytes, "tokens": result.get("tokens")}
+                reset_peak_memory()
+                started = time.monotonic()
+                result = act(self.work, scratch)
+                spent = {"seconds": time.monotonic() - started, "peak_memory_bytes": peak_memory_bytes(), "tokens": result.get("tokens")}
                 stamp = self.folder.finish(name, key, scratch, result, spent)
             self._emit(kind="line", text=summary(name, self.job, stamp, self.stamps))
         self.stamps[name] = stamp

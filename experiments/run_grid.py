@@ -10,15 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from prunebench.experiments.artifacts import CellFolder, output_error
+from prunebench.experiments.cell_folder import CellFolder, output_error
+from prunebench.experiments.checks.lengths import check_lengths
+from prunebench.experiments.checks.lookups import check_sources
+from prunebench.experiments.checks.model import check_sparsity
+from prunebench.experiments.checks.rehearsal import rehearse_cells
 from prunebench.experiments.config import GridConfig
 from prunebench.experiments.job import Job, Outcome
-from prunebench.experiments.lengths import check_lengths
-from prunebench.experiments.lookups import check_sources
-from prunebench.experiments.model_check import check_sparsity
 from prunebench.experiments.plan import PlannedCell
 from prunebench.experiments.progress import View
-from prunebench.experiments.rehearsal import rehearse_cells
 from prunebench.experiments.run_cell import FINAL, finished_record
 from prunebench.experiments.stopping import Stop
 from prunebench.models.errors import BadInput

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from prunebench.experiments.suggest import shown
 from prunebench.models.errors import BadInput
+from prunebench.models.suggest import shown
 
 DEFAULT_MODEL = "embedded:smollm2-135m-instruct"
 NAMED_AXES = ("model", "method")

@@ -18,15 +18,22 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prunebench.experiments.artifacts import CellFolder
 from prunebench.experiments.cell import CellConfig
-from prunebench.experiments.gates import GateFailed, changed_weights, check_masks, masks_hash, probe_reload, weight_hashes, zero_fraction
+from prunebench.experiments.cell_folder import CellFolder
+from prunebench.experiments.checks.gates import (
+    GateFailed,
+    changed_weights,
+    check_masks,
+    masks_hash,
+    probe_reload,
+    weight_hashes,
+    zero_fraction,
+)
+from prunebench.experiments.hashing import seed_for, set_global_seeds
 from prunebench.experiments.job import Job
-from prunebench.experiments.recovery import get_recovery
-from prunebench.experiments.seeds import seed_for, set_global_seeds
 from prunebench.methods.data import PruningData, build_pruning_data
 from prunebench.methods.pruner import Run
-from prunebench.methods.registry import get_pruner
+from prunebench.methods.registry import get_pruner, get_recovery
 from prunebench.models.anatomy import Anatomy, ParamCount, count_params
 from prunebench.models.budget import Budget
 from prunebench.models.checkpoint import load_pruned, save_pruned, tensor_bytes

@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None, build_report: Callable[[Path], Path]) -> in
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or (arguments[0] not in VERBS and arguments[0] not in GLOBAL_OPTIONS):
         if arguments and not arguments[0].startswith("-"):
-            from prunebench.experiments.suggest import did_you_mean
+            from prunebench.models.suggest import did_you_mean
 
             return refuse(f"unknown verb {arguments[0]!r}.{did_you_mean(arguments[0], VERBS)} Known: {', '.join(VERBS)}.")
         arguments.insert(0, "run")

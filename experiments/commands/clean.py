@@ -30,7 +30,7 @@ def clean(
 def clean_cells(cells: Sequence[PlannedCell], out: Path, *, checkpoints: bool, everything: bool) -> str:
     """Cleans the folders of `cells`; a cell that a run works on is left alone. Returns a sentence."""
     from prunebench.experiments import stages
-    from prunebench.experiments.artifacts import CellFolder, remove
+    from prunebench.experiments.cell_folder import CellFolder, remove
     from prunebench.experiments.run_cell import finished_record
 
     freed, busy = 0, 0

@@ -14,9 +14,9 @@ def conformance(
     family: Annotated[list[str], typer.Option(metavar="NAME", help="check on this architecture only (repeatable)")] = [],  # noqa: B006
 ) -> int:
     """Checks a pruner (a file or a name) against the promises that all keep."""
-    from prunebench.experiments.suggest import unknown
     from prunebench.methods.conformance import check_pruner
     from prunebench.methods.registry import get_pruner, load_plugin, load_plugins
+    from prunebench.models.suggest import unknown
     from prunebench.models.tiny import FAMILIES
 
     load_plugins(plugin)

@@ -18,10 +18,10 @@ def evaluate(cells: RunningCells) -> int:
 def evaluate_model(cells: RunningCells) -> int:
     """Scores one model that need not be of any grid, and prints the table."""
     from prunebench import evaluation
-    from prunebench.experiments.artifacts import prepare_output_folder
-    from prunebench.experiments.lengths import check_protocol_lengths
+    from prunebench.experiments.cell_folder import prepare_output_folder
+    from prunebench.experiments.checks.lengths import check_protocol_lengths
+    from prunebench.experiments.checks.lookups import check_protocol_data
     from prunebench.experiments.load_config import load_config
-    from prunebench.experiments.lookups import check_protocol_data
     from prunebench.experiments.progress import make_view, quiet_libraries
     from prunebench.experiments.prompt import prompt_of
     from prunebench.experiments.stopping import Stop, stop_on_signals

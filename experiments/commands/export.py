@@ -34,7 +34,7 @@ def export_checkpoint(cell: PlannedCell, out: Path, target: Path) -> Path:
         BadInput: no checkpoint yet, a damaged one, or a target that exists or can't be written.
     """
     from prunebench.experiments import stages
-    from prunebench.experiments.artifacts import TEMPORARY_PREFIX, CellFolder
+    from prunebench.experiments.cell_folder import TEMPORARY_PREFIX, CellFolder
 
     if cell.config.is_dense:
         raise BadInput("the dense cell has no checkpoint of its own; it is the model that the grid names.")

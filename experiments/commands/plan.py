@@ -8,7 +8,7 @@ from prunebench.experiments.commands.request import understand
 
 def plan(cells: Cells) -> int:
     """Lists the cells with an estimate of time and memory; touches nothing."""
-    from prunebench.experiments.estimate import plan_table
+    from prunebench.experiments.commands.estimate import plan_table
     from prunebench.experiments.run_grid import check_feasible
 
     request = understand(cells)

@@ -35,7 +35,7 @@ def set_aside_changed_records(out: Path) -> list[str]:
     Returns:
         one sentence for each. A record without a seal (brought from elsewhere) is left alone.
     """
-    from prunebench.experiments.artifacts import CellFolder
+    from prunebench.experiments.cell_folder import CellFolder
 
     said = []
     for path in sorted(out.glob("cells/*/record.json")):

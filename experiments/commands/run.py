@@ -35,7 +35,7 @@ def run_cells(cells: RunningCells, request: Request, until: Literal["prune", "re
         until: `prune` stops once the pruned checkpoint is written.
         needs_checkpoint: go on from pruned checkpoints that are there; prune nothing.
     """
-    from prunebench.experiments.artifacts import prepare_output_folder
+    from prunebench.experiments.cell_folder import prepare_output_folder
     from prunebench.experiments.executors import make_executor
     from prunebench.experiments.progress import make_view
     from prunebench.experiments.run_grid import check_feasible, fetch_models, make_jobs, run_grid

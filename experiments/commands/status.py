@@ -13,7 +13,7 @@ from prunebench.experiments.commands.options import Cells
 from prunebench.experiments.commands.request import understand
 
 if TYPE_CHECKING:
-    from prunebench.experiments.artifacts import CellFolder
+    from prunebench.experiments.cell_folder import CellFolder
     from prunebench.experiments.plan import PlannedCell
 
 
@@ -36,7 +36,7 @@ class CellStatus:
 
 def cell_status(cell: PlannedCell, out: Path) -> CellStatus:
     """Looks at one cell's folder; writes nothing."""
-    from prunebench.experiments.artifacts import CellFolder
+    from prunebench.experiments.cell_folder import CellFolder
     from prunebench.leaderboard.errors import LeaderboardError
     from prunebench.leaderboard.record import read_record
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from prunebench.experiments.artifacts import CellFolder
+from prunebench.experiments.cell_folder import CellFolder
 from prunebench.experiments.job import Job, Outcome
 from prunebench.experiments.progress import View
 

@@ -25,7 +25,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any, NoReturn
 
-from prunebench.experiments.artifacts import CellFolder
+from prunebench.experiments.cell_folder import CellFolder
 from prunebench.experiments.config import RunSettings
 from prunebench.experiments.executors.endings import STOPPED, last_line, write_ending
 from prunebench.experiments.executors.environment import inherited_imports

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -24,16 +24,16 @@ from prunebench.methods.learning.text.precision import DESCRIPTION as PRECISION
 from prunebench.methods.learning.text.precision import ComputeDtype, computing_in, frozen_weights_in
 from prunebench.methods.pruner import Run
 from prunebench.methods.recovery.batches import BatchPlan, packed
+from prunebench.methods.recovery.recovery import Recovery, RecoveryConfig
+from prunebench.methods.registry import register_recovery
 from prunebench.models.anatomy import Anatomy
 
 
-class LoraRecoveryConfig(BaseModel):
+class LoraRecoveryConfig(RecoveryConfig):
     """Holds the settings of the recovery `lora`. Defaults: the recipe of LLM-Pruner's code.
 
     Departures: no dropout in the adapters, warm-up of at most a tenth of the steps, packed rows instead of padding.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     text: TrainingConfig = Field(TrainingConfig(), description="training text: source, cut-off length, held-out examples")
     token_budget: int | None = Field(None, ge=1, description="training tokens, prompts included; None: `epochs` passes over the text")
@@ -197,3 +197,20 @@ def _fingerprint(model: PreTrainedModel, config: LoraRecoveryConfig, text_sha256
     for name, parameter in model.named_parameters():
         digest.update(f"{name}{tuple(parameter.shape)}{parameter.detach().double().sum().item()!r}".encode())
     return digest.hexdigest()
+
+
+@register_recovery("lora")
+class Lora(Recovery):
+    """Trains LoRA on instructions, LLM-Pruner's recipe; see `recover_lora`."""
+
+    Config = LoraRecoveryConfig
+
+    @classmethod
+    def training_tokens(cls, settings: dict[str, Any]) -> int | None:
+        return LoraRecoveryConfig.model_validate(settings).token_budget
+
+    def recover(self, model: PreTrainedModel, settings: dict[str, Any], data: PruningData, run: Run) -> dict[str, Any]:
+        done = recover_lora(model, LoraRecoveryConfig.model_validate(settings), data, run)
+        text = {"purpose": "recovery", "source": done.text, "sha256": done.text_sha256}
+        losses = {"validation_before": done.validation_before, "validation_after": done.validation_after}
+        return {"tokens": done.tokens, "steps": done.steps, "data": [text], **losses}

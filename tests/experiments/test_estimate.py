@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from prunebench.experiments.commands.estimate import Estimate, estimate, evaluation_tokens, measure_speed
 from prunebench.experiments.config import GridConfig
-from prunebench.experiments.estimate import Estimate, estimate, evaluation_tokens, measure_speed
 from prunebench.experiments.load_config import load_config
 from prunebench.experiments.plan import plan_grid
 from tests.experiments.support import ROOT, grid_config, save_tiny_model

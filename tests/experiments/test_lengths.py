@@ -11,8 +11,8 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from prunebench.evaluation.catalogue import known_tasks
+from prunebench.experiments.checks.lengths import LONGEST_ANSWER, answer_tokens, check_lengths
 from prunebench.experiments.config import GridConfig
-from prunebench.experiments.lengths import LONGEST_ANSWER, answer_tokens, check_lengths
 from prunebench.experiments.plan import plan_grid
 from prunebench.methods.compresso.prompts import prompt_text
 from prunebench.models.checkpoint import save_pruned

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from prunebench.experiments.config import GridConfig
+from prunebench.experiments.hashing import seed_for
 from prunebench.experiments.plan import PlannedCell, plan_grid, select
-from prunebench.experiments.seeds import seed_for
 from prunebench.models.errors import BadInput
 from tests.experiments.support import grid_config, save_tiny_model
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 import transformers
 
-from prunebench.experiments import rehearsal
-from prunebench.experiments.rehearsal import rehearse, uneven_masks
-from prunebench.experiments.removals import ALL_KINDS, Kind
-from prunebench.experiments.tiny_copy import shrunk, some_layers, tiny_copy
+from prunebench.experiments.checks import rehearsal
+from prunebench.experiments.checks.rehearsal import rehearse, uneven_masks
+from prunebench.experiments.checks.removals import ALL_KINDS, Kind
+from prunebench.experiments.checks.tiny_copy import shrunk, some_layers, tiny_copy
 from prunebench.models import modeling_pruned
 from prunebench.models.anatomy import Anatomy
 from prunebench.models.errors import BadInput, UnsupportedModel

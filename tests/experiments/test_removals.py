@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 import torch
 
-from prunebench.experiments.removals import ALL_KINDS, Kind, removed_kinds
+from prunebench.experiments.checks.removals import ALL_KINDS, Kind, removed_kinds
 from prunebench.methods.data import PruningData
 from prunebench.methods.pruner import Run
-from prunebench.methods.registry import BUILT_IN, get_pruner
+from prunebench.methods.registry import PRUNERS, get_pruner
 from prunebench.models.anatomy import Anatomy
 from prunebench.models.budget import Budget
 from prunebench.models.tiny import random_tokens, tiny_model
 
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
-    *((name, {}) for name in BUILT_IN if name != "slicegpt"),  # which prunes nothing
+    *((name, {}) for name in PRUNERS.built_in if name != "slicegpt"),  # which prunes nothing
     ("llm_pruner", {"strategy": "channel"}),
     ("llm_pruner", {"strategy": "layer"}),
     ("block_influence", {"unit": "sublayers"}),
@@ -63,5 +63,6 @@ def test_a_built_in_method_removes_nothing_but_what_the_table_says(name: str, ch
     assert bool(found) == bool(said), "the table names something where the method removes nothing, or the other way round"
 
 
-def test_a_method_that_is_not_built_in_may_remove_anything() -> None:
-    assert removed_kinds("somebodys", {}) == ALL_KINDS == frozenset(Kind)
+@pytest.mark.parametrize(("name", "settings"), [("somebodys", {}), ("magnitude", {"allocation": "somebodys"})])
+def test_what_is_not_built_in_may_remove_anything(name: str, settings: dict[str, Any]) -> None:
+    assert removed_kinds(name, settings) == ALL_KINDS == frozenset(Kind)

@@ -12,14 +12,14 @@ from prunebench.methods.compresso.pruner import Compresso, CompressoConfig
 from prunebench.methods.data import PruningData, TrainingConfig
 from prunebench.methods.nuteprune.pruner import NutePrune, NutePruneConfig
 from prunebench.methods.pruner import Pruner, PrunerConfig, Run
-from prunebench.methods.recovery import LoraRecoveryConfig, recover_lora
-from prunebench.methods.registry import BUILT_IN, get_pruner
+from prunebench.methods.recovery.lora import LoraRecoveryConfig, recover_lora
+from prunebench.methods.registry import PRUNERS, get_pruner
 from prunebench.models.budget import Budget
 from prunebench.models.errors import BadInput
 from prunebench.models.tiny import random_tokens, tiny_model
 
 CONTEXT = 32
-READS_CALIBRATION = sorted(name for name in BUILT_IN if name != "slicegpt" and get_pruner(name).needs_calibration)
+READS_CALIBRATION = sorted(name for name in PRUNERS.built_in if name != "slicegpt" and get_pruner(name).needs_calibration)
 LONG = "calibration.seq_len is 33, but the model has a context of 32 tokens; give at most 32"
 
 

@@ -15,8 +15,8 @@ from prunebench.methods.data.sources import alpaca_prompt
 from prunebench.methods.learning.run.loop import TrainingDiverged
 from prunebench.methods.learning.text.packing import lm_loss
 from prunebench.methods.pruner import Run
-from prunebench.methods.recovery import LoraRecoveryConfig, recover_lora
 from prunebench.methods.recovery.batches import BatchPlan, packed
+from prunebench.methods.recovery.lora import LoraRecoveryConfig, recover_lora
 from prunebench.models.anatomy import Anatomy
 from prunebench.models.errors import BadInput
 from prunebench.models.slice import slice_model

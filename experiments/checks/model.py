@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 
 from prunebench.experiments.hashing import hash_value
-from prunebench.experiments.suggest import shown, unknown
 from prunebench.models.anatomy import Anatomy
 from prunebench.models.budget import Budget, solve_uniform
 from prunebench.models.errors import BadInput, BudgetError, CheckpointError
@@ -21,6 +20,7 @@ from prunebench.models.loading import (
     local_files,
     resolve_device,
 )
+from prunebench.models.suggest import shown, unknown
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 FINGERPRINT_CHARS = 32

@@ -23,14 +23,17 @@ class Kind(StrEnum):
 
 ALL_KINDS = frozenset(Kind)
 BLOCKS = frozenset({Kind.HEADS, Kind.CHANNELS})
+OUR_ALLOCATIONS = ("uniform", "global")
 
 
 def removed_kinds(method: str, settings: dict[str, Any]) -> frozenset[Kind]:
     """What a method may remove with its resolved settings; everything for a method that isn't built in."""
+    if settings.get("allocation", "uniform") not in OUR_ALLOCATIONS:  # somebody else's may take whole sub-layers
+        return ALL_KINDS
     match method:
         case "magnitude" | "random" | "wanda_sp":
             return BLOCKS
-        case "wanda" | "sparsegpt" | "slicegpt":  # single weights, which stay where they are; nothing
+        case "wanda" | "sparsegpt":  # single weights, which stay where they are
             return frozenset()
         case "flap":
             return BLOCKS | _where(settings, compensate=Kind.BIASES)

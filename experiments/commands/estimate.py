@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prunebench.experiments.artifacts import CellFolder
 from prunebench.experiments.cell import CellConfig
+from prunebench.experiments.cell_folder import CellFolder
 from prunebench.experiments.config import GridConfig
 from prunebench.experiments.plan import PlannedCell
 from prunebench.experiments.progress import duration, gigabytes
-from prunebench.experiments.recovery import get_recovery
 from prunebench.experiments.run_cell import finished_record, millions
+from prunebench.methods.registry import get_recovery
 from prunebench.models.anatomy import count_params
 from prunebench.models.loading import check_loads
 

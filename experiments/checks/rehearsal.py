@@ -18,8 +18,8 @@ from transformers import PreTrainedModel
 from transformers import logging as transformers_logging
 
 from prunebench.experiments.plan import PlannedCell
-from prunebench.experiments.removals import ALL_KINDS, Kind, removed_kinds
-from prunebench.experiments.tiny_copy import VOCABULARY, tiny_copy
+from prunebench.experiments.checks.removals import ALL_KINDS, Kind, removed_kinds
+from prunebench.experiments.checks.tiny_copy import VOCABULARY, tiny_copy
 from prunebench.models.anatomy import Anatomy, count_params
 from prunebench.models.checkpoint import load_pruned, save_pruned
 from prunebench.models.errors import BadInput, UnsupportedModel, is_out_of_memory

@@ -11,9 +11,8 @@ from pydantic import BaseModel
 from prunebench.evaluation.catalogue import get_protocol, known_tasks
 from prunebench.experiments.cell import CellConfig
 from prunebench.experiments.plan import PlannedCell
-from prunebench.experiments.recovery import get_recovery
 from prunebench.methods.data.training_text import training_texts
-from prunebench.methods.registry import get_pruner
+from prunebench.methods.registry import get_pruner, get_recovery
 from prunebench.models.context import check_length, context_length
 from prunebench.models.errors import BadInput
 from prunebench.models.loading import ModelSpec, load_config, load_tokenizer

@@ -11,10 +11,9 @@ from prunebench.evaluation.results import SourceName
 from prunebench.evaluation.sources import NoData, find_task_data
 from prunebench.experiments.cell import CellConfig
 from prunebench.experiments.plan import PlannedCell
-from prunebench.experiments.recovery import get_recovery
 from prunebench.methods.data.sources import find_corpus
 from prunebench.methods.data.training_text import training_texts
-from prunebench.methods.registry import get_pruner
+from prunebench.methods.registry import get_pruner, get_recovery
 from prunebench.models.errors import BadInput
 
 NO_CORPUS = ("calibration", "self")

@@ -17,9 +17,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers import logging as transformers_logging
 
-from prunebench.experiments.plan import PlannedCell
 from prunebench.experiments.checks.removals import ALL_KINDS, Kind, removed_kinds
 from prunebench.experiments.checks.tiny_copy import VOCABULARY, tiny_copy
+from prunebench.experiments.plan import PlannedCell
 from prunebench.models.anatomy import Anatomy, count_params
 from prunebench.models.checkpoint import load_pruned, save_pruned
 from prunebench.models.errors import BadInput, UnsupportedModel, is_out_of_memory

@@ -33,7 +33,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from prunebench.experiments.checks.model import EMBEDDED_SHAPES
 from prunebench.methods.data.training_text import Example, TrainingText
 from prunebench.methods.learning.gates.hard_concrete import LOG_ALPHA_LIMIT
 from prunebench.methods.learning.run.learner import MaskLearner
@@ -44,6 +43,7 @@ from prunebench.methods.nuteprune.snapshots import SnapshotManager
 from prunebench.methods.nuteprune.teaching import Distill, TaughtLearner
 from prunebench.methods.pruner import Run
 from prunebench.models.budget import Budget
+from prunebench.models.loading import EMBEDDED_SHAPES
 
 SHAPES = {
     "smollm2-135m": EMBEDDED_SHAPES["smollm2-135m-instruct"],

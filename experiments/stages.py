@@ -38,7 +38,7 @@ from prunebench.methods.registry import get_pruner, get_recovery
 from prunebench.models.anatomy import Anatomy, ParamCount, count_params
 from prunebench.models.budget import Budget
 from prunebench.models.checkpoint import load_pruned, save_pruned, tensor_bytes
-from prunebench.models.errors import BadInput, PrunebenchError
+from prunebench.models.errors import BadInput, PrunebenchError, UnsupportedModel
 from prunebench.models.loading import LoadedModel, load_model, resolve_device
 from prunebench.models.masks import Masks
 from prunebench.models.output_bias import load_changed_weights, output_bias_names
@@ -325,13 +325,20 @@ def evaluate(work: Work, scratch: Path) -> dict[str, Any]:
         (scores_folder / "samples").rename(scratch / "samples")
     result: dict[str, Any] = {"scores": json.loads(json.dumps(scores, default=str, allow_nan=False)), "identity": work.identity}
     if work.cell.is_dense:
-        anatomy = Anatomy.from_model(model)
-        counted = count_params(model)
-        result["dense"] = {"total": counted.total, "blocks": counted.blocks}
-        result["shapes"] = shapes(anatomy, None)
-        result["hidden"] = [anatomy.hidden_size, anatomy.hidden_size]
-        result["disk_bytes"] = tensor_bytes(model)
+        result |= dense_sizes(model)
     return result
+
+
+def dense_sizes(model: PreTrainedModel) -> dict[str, Any]:
+    """Parameters and shapes of an unpruned model; only how many parameters there are where the anatomy can't read it."""
+    counted = count_params(model)
+    sizes = {"dense": {"total": counted.total, "blocks": None}, "shapes": [], "hidden": [None, None], "disk_bytes": tensor_bytes(model)}
+    try:
+        anatomy = Anatomy.from_model(model)
+    except UnsupportedModel:  # it can be evaluated all the same
+        return sizes
+    width = anatomy.hidden_size
+    return sizes | {"dense": {"total": counted.total, "blocks": counted.blocks}, "shapes": shapes(anatomy, None), "hidden": [width, width]}
 
 
 def _check_form(tokenizer: PreTrainedTokenizerBase, cell: CellConfig) -> None:

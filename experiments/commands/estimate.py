@@ -20,7 +20,7 @@ from prunebench.experiments.plan import PlannedCell
 from prunebench.experiments.progress import duration, gigabytes
 from prunebench.experiments.run_cell import finished_record, millions
 from prunebench.methods.registry import get_recovery
-from prunebench.models.anatomy import Anatomy
+from prunebench.models.anatomy import count_params
 from prunebench.models.loading import check_loads
 
 FORWARD = 2  # operations per parameter and token
@@ -81,8 +81,7 @@ def estimate(cell: PlannedCell, speed: float) -> Estimate:
     if model is None:
         return Estimate(None, None, None, None)
     config = cell.config
-    anatomy = Anatomy.from_model(model)
-    dense = anatomy.dense_params
+    dense = count_params(model)
     width = model.dtype.itemsize
     kept = (
         dense.total
@@ -104,7 +103,8 @@ def estimate(cell: PlannedCell, speed: float) -> Estimate:
         if calibration is not None and _needs_calibration(config.method):
             operations += TRAIN * dense.total * calibration.num_samples * calibration.seq_len
     seconds = operations / (speed * UTILISATION) + (dense.total * width + 3 * disk) / DISK_BYTES_PER_SECOND + FIXED_SECONDS
-    activations = 5e8 + 4 * anatomy.vocab_size * 2048
+    embedding: Any = model.get_input_embeddings()
+    activations = 5e8 + 4 * embedding.weight.shape[0] * 2048
     memory = dense.total * width * (1 if config.is_dense else 2) + activations
     return Estimate(seconds, memory, disk, round(kept), is_lower_bound)
 

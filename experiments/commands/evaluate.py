@@ -25,6 +25,7 @@ def evaluate_model(cells: RunningCells) -> int:
     from prunebench.experiments.progress import make_view, quiet_libraries
     from prunebench.experiments.prompt import prompt_of
     from prunebench.experiments.stopping import Stop, stop_on_signals
+    from prunebench.models.assets import embedded_data_root
     from prunebench.models.loading import ModelSpec, load_model
 
     quiet_libraries()
@@ -44,8 +45,9 @@ def evaluate_model(cells: RunningCells) -> int:
     spec: ModelSpec = config.grid.model[0]
     prompt = prompt_of(config.evaluation.prompt)
     check_protocol_lengths([choice.name for choice in config.protocols], config.evaluation, prompt, spec)
-    for choice in config.protocols:
-        check_protocol_data(choice.name, choice.sources, cells.data)
+    found = [check_protocol_data(choice.name, choice.sources, cells.data) for choice in config.protocols]
+    if any("embedded" in sources for sources in found):
+        embedded_data_root()  # fetched now, not after the model is loaded
     if cells.out is not None:
         prepare_output_folder(cells.out)
     stop = Stop()

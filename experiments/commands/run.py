@@ -35,15 +35,19 @@ def run_cells(cells: RunningCells, request: Request, until: Literal["prune", "re
         until: `prune` stops once the pruned checkpoint is written.
         needs_checkpoint: go on from pruned checkpoints that are there; prune nothing.
     """
-    from prunebench.experiments.cell_folder import prepare_output_folder
+    from prunebench.experiments.cell_folder import CellFolder, prepare_output_folder
+    from prunebench.experiments.checks.lookups import fetch_data
     from prunebench.experiments.executors import make_executor
     from prunebench.experiments.progress import make_view
+    from prunebench.experiments.run_cell import finished_record
     from prunebench.experiments.run_grid import check_feasible, fetch_models, make_jobs, run_grid
     from prunebench.experiments.stopping import Stop, stop_on_signals
 
-    check_feasible(request.cells, request.data, until)
-    fetch_models(request.cells)
-    check_feasible(request.cells, request.data, until)
+    left = [cell for cell in request.cells if finished_record(CellFolder(request.out, cell.id)) is None]
+    check_feasible(left, request.data, until, prunes=not needs_checkpoint)
+    fetch_models(left)
+    check_feasible(left, request.data, until, prunes=not needs_checkpoint)
+    fetch_data(left, request.data, until, prunes=not needs_checkpoint)
     executor = make_executor(request.config.run)
     prepare_output_folder(request.out)
     jobs = make_jobs(

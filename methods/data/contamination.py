@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from prunebench.models.errors import BadInput
+
 WORDS = 13
 """Length of a run, as GPT-3 (arXiv 2005.14165, appendix C) chose it."""
 RUNS_OF_A_COPY = 4
@@ -84,22 +86,56 @@ def evaluation_index(data_dir: Path | None) -> EvaluationIndex:
         from prunebench.models.assets import embedded_data_root
 
         return _embedded_index(embedded_data_root())
-    files = sorted(file for file in data_dir.glob("*/*.jsonl") if file.parent.name != "calibration")
-    return _folder_index(str(data_dir), tuple((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files))
+    return _folder_index(str(data_dir), _evaluation_files(data_dir))
+
+
+def check_evaluation_files(data_dir: Path) -> None:
+    """Refuses a data folder whose evaluation files can't be compared with calibration and training text.
+
+    Raises:
+        BadInput: names the file and the line that is not JSON.
+    """
+    _check_rows(str(data_dir), _evaluation_files(data_dir))
+
+
+Files = tuple[tuple[str, int, int], ...]
+"""(path, time of change, size) of each file."""
+
+
+def _evaluation_files(data_dir: Path) -> Files:
+    files = sorted(file for file in data_dir.glob("*/*.jsonl") if file.parent.name != "calibration" and file.is_file())
+    return tuple((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files)
 
 
 @lru_cache(maxsize=2)
-def _folder_index(folder: str, files: tuple[tuple[str, int, int], ...]) -> EvaluationIndex:
-    def texts() -> Iterator[tuple[str, str]]:
-        for name, _, _ in files:
-            path = Path(name)
+def _check_rows(folder: str, files: Files) -> None:
+    for _ in _rows(folder, files):
+        pass
+
+
+@lru_cache(maxsize=2)
+def _folder_index(folder: str, files: Files) -> EvaluationIndex:
+    return EvaluationIndex.of((where, text) for where, row in _rows(folder, files) for text in _strings(row))
+
+
+def _rows(folder: str, files: Files) -> Iterator[tuple[str, Any]]:
+    """Each row of each file, with "file, line"."""
+    for name, _, _ in files:
+        path = Path(name)
+        where = str(path.relative_to(folder))
+        try:
             with path.open(encoding="utf-8") as lines:
                 for number, line in enumerate(lines, 1):
                     if line.strip():
-                        for text in _strings(json.loads(line)):
-                            yield f"{path.relative_to(folder)}, line {number}", text
-
-    return EvaluationIndex.of(texts())
+                        where = f"{path.relative_to(folder)}, line {number}"
+                        yield where, json.loads(line)
+        except UnicodeDecodeError:
+            raise BadInput(f"evaluation file {path} is not UTF-8 text; mend it, or take the file away.") from None
+        except (ValueError, RecursionError, OSError) as error:
+            reason = getattr(error, "msg", None) or getattr(error, "strerror", None) or type(error).__name__
+            raise BadInput(
+                f"evaluation file {where} of {folder} can't be read ({reason}); mend it, or take it out of the folder."
+            ) from None
 
 
 @lru_cache(maxsize=1)

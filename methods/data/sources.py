@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 from prunebench.models.errors import BadInput
+from prunebench.models.hub import dataset_problem, offline_variable
 
+READ_WHOLE_BYTES = 100_000_000
+FIRST_ROWS = 1000
+"""Of a file that is larger than that, so many rows are looked at before a run; the others when they are drawn from."""
 HUB_ROWS = 20_000  # read from the start of a hub data set; no method needs more
 EMBEDDED_TASKS = (("squad", "bpb_5shot"), ("coqa", "bpb_0shot"), ("drop", "bpb_5shot"))
 
@@ -88,13 +92,13 @@ def load_corpus(name: str, data_dir: Path | None) -> Corpus:
 
 
 def find_corpus(name: str, data_dir: Path | None, *, is_read: bool = True) -> None:
-    """Looks for a source without reading it: the first row of a file, the hub's entry of a data set.
+    """Looks for a source: every row of a file (the first ones of a very large one), the hub's entry of a data set.
 
     Args:
         is_read: False where nothing reads it, so that only its name has to be one.
 
     Raises:
-        BadInput: `load_corpus` would not find it.
+        BadInput: `load_corpus` would not find it, or a row is malformed.
     """
     if name == "embedded":
         return
@@ -102,8 +106,9 @@ def find_corpus(name: str, data_dir: Path | None, *, is_read: bool = True) -> No
     if not is_read:
         return
     for file in files:
-        if next(_iterate_jsonl(file), None) is None:
-            raise BadInput(f"calibration source {name!r}: {file.name} holds no rows.")
+        rows = _read_jsonl(file) if _size(file) <= READ_WHOLE_BYTES else islice(_iterate_jsonl(file), FIRST_ROWS)
+        if not any(document.text.strip() for document in rows):
+            raise BadInput(f"calibration source {name!r}: {file.name} holds no text.")
     if not files:
         _find_on_hub(name, hub[0], looked_in=folder)
 
@@ -155,6 +160,17 @@ def alpaca_prompt(instruction: str, context: str = "") -> str:
     )
 
 
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except OSError as error:
+        raise _unreadable(file, error) from None
+
+
+def _unreadable(file: Path, error: OSError) -> BadInput:
+    return BadInput(f"calibration file {file} can't be read: {error.strerror or error}.")
+
+
 def _read_jsonl(file: Path) -> tuple[Document, ...]:
     stat = file.stat()
     return _read_jsonl_once(str(file), stat.st_mtime_ns, stat.st_size)
@@ -166,30 +182,33 @@ def _read_jsonl_once(file: str, changed_ns: int, size: int) -> tuple[Document, .
 
 
 def _iterate_jsonl(file: Path) -> Iterator[Document]:
-    with file.open(encoding="utf-8") as lines:
+    try:
+        opened = file.open(encoding="utf-8")
+    except OSError as error:
+        raise _unreadable(file, error) from None
+    with opened as lines:
         try:
             for number, line in enumerate(lines, 1):
                 if line.strip():
                     where = f"{file.name}, line {number}"
                     try:
                         row = json.loads(line)
-                    except json.JSONDecodeError as error:
-                        raise BadInput(f"{where} is not JSON ({error.msg}).") from None
+                    except (ValueError, RecursionError) as error:
+                        raise BadInput(f"{where} is not JSON ({getattr(error, 'msg', type(error).__name__)}).") from None
                     if not isinstance(row, dict):
                         raise BadInput(f"{where} is not a JSON object.")
                     yield document_of(row, where)
         except UnicodeDecodeError:
             raise BadInput(f"{file} is not UTF-8 text.") from None
+        except OSError as error:
+            raise _unreadable(file, error) from None
 
 
 def _find_on_hub(name: str, repository: str, *, looked_in: Path | None) -> None:
     advice = _advice(name, looked_in)
-    from huggingface_hub import HfApi
-
-    try:
-        HfApi().dataset_info(repository, timeout=10)
-    except Exception as error:  # the hub's client raises many kinds; the sentence carries which
-        raise BadInput(f"calibration source {name!r} can't be had from the hub ({type(error).__name__}); {advice}.") from error
+    problem = dataset_problem(repository)
+    if problem is not None:
+        raise BadInput(f"calibration source {name!r} can't be had from the hub ({problem}); {advice}.")
 
 
 def _advice(name: str, looked_in: Path | None) -> str:
@@ -200,9 +219,9 @@ def _advice(name: str, looked_in: Path | None) -> str:
     """
     elsewhere = "no data folder was given" if looked_in is None else f"{looked_in} has none"
     advice = f"give a folder that has it with --data, or use the source 'embedded' ({elsewhere})"
-    for variable in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
-        if os.environ.get(variable, "").upper() in ("1", "TRUE", "YES", "ON"):
-            raise BadInput(f"calibration source {name!r} is on the hub, but {variable} is set; {advice}.")
+    variable = offline_variable()
+    if variable is not None:
+        raise BadInput(f"calibration source {name!r} is on the hub, but {variable} is set; {advice}.")
     return advice
 
 

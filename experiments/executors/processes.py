@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
+import math
 import multiprocessing
 import os
 import resource
@@ -37,7 +38,6 @@ PRELOADED = "prunebench.experiments.executors.server"
 POLL_SECONDS = 0.5
 GRACE_SECONDS = 60.0
 MESSAGES_AT_A_TIME = 256
-WORKER_LOG = "worker.log"
 PR_SET_PDEATHSIG = 1
 SERVER_GONE = 255  # what multiprocessing says of a process whose fork server was killed
 
@@ -60,15 +60,18 @@ class Worker:
         """What becomes ready when the worker says something or ends."""
         return [self.process.sentinel] if self.pipe.closed else [self.pipe, self.process.sentinel]
 
-    def hear(self, view: View, most: int | None) -> None:
+    def hear(self, view: View, most: float) -> None:
         """Takes what the pipe holds, at most so many messages: one that talks without end must not hold up the rest."""
-        taken = 0
-        try:
-            while not self.pipe.closed and (most is None or taken < most) and self.pipe.poll():
-                self._take(json.loads(self.pipe.recv_bytes()), view)
-                taken += 1
-        except (EOFError, OSError):
-            self.pipe.close()
+        while most > 0 and not self.pipe.closed:
+            try:
+                if not self.pipe.poll():
+                    return
+                message = json.loads(self.pipe.recv_bytes())
+            except (EOFError, OSError):
+                self.pipe.close()
+                return
+            self._take(message, view)
+            most -= 1
 
     def _take(self, message: dict[str, Any], view: View) -> None:
         self.last_word = time.monotonic()
@@ -101,7 +104,7 @@ class ProcessExecutor:
                 view.tick()
                 for worker in list(running):
                     has_ended = worker.process.exitcode is not None
-                    worker.hear(view, None if has_ended else MESSAGES_AT_A_TIME)
+                    worker.hear(view, math.inf if has_ended else MESSAGES_AT_A_TIME)
                     if has_ended:
                         running.remove(worker)
                         worker.pipe.close()
@@ -116,12 +119,13 @@ class ProcessExecutor:
                 worker.pipe.close()
 
     def _start(self, job: Job) -> Worker:
-        folder = CellFolder(Path(job.out), job.cell.id)
-        folder.path.mkdir(parents=True, exist_ok=True)
+        log = log_of(job)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_bytes(b"")
         limit = self.settings.memory_gb_per_cell
         request = {
             "job": job.model_dump(mode="json"),
-            "log": str(folder.path / WORKER_LOG),
+            "log": str(log),
             "memory_bytes": None if limit is None else int(limit * 1e9),
             "environment": dict(os.environ),
         }
@@ -131,32 +135,28 @@ class ProcessExecutor:
 
     def _watch(self, worker: Worker, stop: Stop) -> None:
         """Ends a worker that hangs, takes too long or takes too much memory, and passes a stop on."""
-        if worker.killed_because:
-            return
-        now = time.monotonic()
-        limits = self.settings
         if stop.is_asked and worker.stop_sent is None:
-            worker.stop_sent = now
+            worker.stop_sent = time.monotonic()
             worker.process.terminate()
-        if worker.stop_sent is not None and now - worker.stop_sent > GRACE_SECONDS:
-            worker.killed_because = ("interrupted", STOPPED)
-        elif limits.cell_minutes is not None and now - worker.started > limits.cell_minutes * 60:
-            worker.killed_because = (
-                "failed",
-                f"{worker.stage} was ended: the cell took more than run.cell_minutes = {limits.cell_minutes:g}",
-            )
-        elif limits.silent_minutes is not None and now - worker.last_word > limits.silent_minutes * 60:
-            worker.killed_because = (
-                "failed",
-                f"{worker.stage} was ended: no progress for more than run.silent_minutes = {limits.silent_minutes:g}",
-            )
-        elif limits.memory_gb_per_cell is not None and resident_bytes(worker.process.pid) > limits.memory_gb_per_cell * 1e9:
-            worker.killed_because = (
-                "out_of_memory",
-                f"{worker.stage} was ended: it took more than run.memory_gb_per_cell = {limits.memory_gb_per_cell:g}",
-            )
-        if worker.killed_because:
+        if worker.killed_because is None and (reason := self._too_much(worker)) is not None:
+            worker.killed_because = reason
             worker.process.kill()
+
+    def _too_much(self, worker: Worker) -> tuple[str, str] | None:
+        """Status and reason of a worker that must end now."""
+        now, limits = time.monotonic(), self.settings
+        if worker.stop_sent is not None and now - worker.stop_sent > GRACE_SECONDS:
+            return "interrupted", STOPPED
+        resident = resident_bytes(worker.process.pid) if limits.memory_gb_per_cell is not None else 0
+        for name, status, amount, words in (
+            ("cell_minutes", "failed", (now - worker.started) / 60, "the cell took more than"),
+            ("silent_minutes", "failed", (now - worker.last_word) / 60, "no progress for more than"),
+            ("memory_gb_per_cell", "out_of_memory", resident / 1e9, "it took more than"),
+        ):
+            limit = getattr(limits, name)
+            if limit is not None and amount > limit:
+                return status, f"{worker.stage} was ended: {words} run.{name} = {limit:g}"
+        return None
 
     def _died(self, worker: Worker) -> Outcome:
         """The row of a worker that ended without an outcome, whatever its exit code."""
@@ -170,11 +170,16 @@ class ProcessExecutor:
         elif code < 0:
             status, reason = "failed", f"the process crashed in stage {worker.stage} ({signal.Signals(-code).name})"
         else:
-            last = last_line(CellFolder(Path(worker.job.out), worker.job.cell.id).path / WORKER_LOG)
+            last = last_line(log_of(worker.job))
             status = "out_of_memory" if last.startswith("MemoryError") else "failed"
             whose = "the process, or the server that forks all processes," if code == SERVER_GONE else "the process"
             reason = f"{whose} ended with code {code} in stage {worker.stage}: {last}"
         return write_ending(worker.job, status, reason)
+
+
+def log_of(job: Job) -> Path:
+    """Where what a cell prints goes."""
+    return CellFolder(Path(job.out), job.cell.id).path / "worker.log"
 
 
 def resident_bytes(pid: int | None) -> int:
@@ -243,7 +248,7 @@ def _work(text: str, pipe: Connection) -> NoReturn:
 def _run_request(request: dict[str, Any], pipe: Connection) -> None:
     from prunebench.experiments.executors.worker import run_job
 
-    log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    log = os.open(request["log"], os.O_WRONLY)
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.environ.clear()  # of the server, which may have been started by an earlier run in the same process

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import time
 import types
 from pathlib import Path
 
@@ -14,8 +16,10 @@ import psutil
 import pytest
 
 from prunebench.experiments.cell import CellConfig
+from prunebench.experiments.config import RunSettings
 from prunebench.experiments.executors.endings import write_ending
 from prunebench.experiments.executors.environment import inherited_imports, python_path
+from prunebench.experiments.executors.processes import ProcessExecutor, Worker, forked
 from prunebench.experiments.job import Job
 from prunebench.models.loading import ModelSpec
 from tests.experiments.support import ROOT, Bench
@@ -125,14 +129,31 @@ def test_a_cell_that_kills_the_server_is_one_failed_row(bench: Bench) -> None:
     assert bench.record("magnitude")["run"]["status"] == "done"
 
 
+def job_of(bench: Bench, out: Path) -> Job:
+    cell = CellConfig.model_validate_json((bench.cell("magnitude") / "cell.json").read_text())
+    return Job(out=str(out), cell=cell, model=ModelSpec(name=str(bench.model)))
+
+
 def test_a_row_never_replaces_a_record_that_got_through(copy_of_finished: Bench) -> None:
-    bench = copy_of_finished
-    path = bench.cell("magnitude") / "record.json"
+    path = copy_of_finished.cell("magnitude") / "record.json"
     before = path.read_bytes()
-    cell = CellConfig.model_validate_json((path.parent / "cell.json").read_text())
-    outcome = write_ending(Job(out=str(bench.out), cell=cell, model=ModelSpec(name=str(bench.model))), "failed", "ended: it took too long")
+    outcome = write_ending(job_of(copy_of_finished, copy_of_finished.out), "failed", "ended: it took too long")
     assert outcome.status == "done"
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(("stop_sent", "status", "words"), [(1.0, "interrupted", "stopped by the user"), (None, "failed", "SIGTERM")])
+def test_a_worker_that_a_stop_finds_unprepared_is_interrupted_not_failed(
+    finished: Bench, tmp_path: Path, stop_sent: float | None, status: str, words: str
+) -> None:
+    process = forked(time.sleep, 60)
+    process.terminate()
+    process.join()
+    receiver, _ = multiprocessing.Pipe(duplex=False)
+    worker = Worker(job_of(finished, tmp_path), process, receiver, stop_sent=stop_sent)
+    outcome = ProcessExecutor(RunSettings(executor="processes"))._died(worker)
+    assert outcome.status == status
+    assert words in outcome.reason
 
 
 def test_a_new_interpreter_imports_from_where_this_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

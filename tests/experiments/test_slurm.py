@@ -24,14 +24,14 @@ HERE = {"executor": "slurm", "workers": 3, "slurm": {"cluster": "local"}}
 
 @pytest.mark.slow
 def test_jobs_give_the_records_of_local_and_one_that_dies_is_a_failed_row(bench: Bench) -> None:
-    bench.configure(grid={"method": ["magnitude", "exits_quietly"], "dense": False}, run=HERE)
-    assert bench("run", *write_plugins(bench.folder, ["exits_quietly"])) == 1
+    bench.configure(grid={"method": ["magnitude", "exits_quietly_there"], "dense": False}, run=HERE)
+    assert bench("run", *write_plugins(bench.folder, ["exits_quietly"], "_there")) == 1
     records, problems = read_records(bench.out)
     assert not problems
     rows = {record.run.method: (record.run.status, record.run.reason) for record in records}
     assert rows["magnitude"] == ("done", "")
-    assert rows["exits_quietly"][0] == "failed"
-    assert "ended as FINISHED without an outcome" in rows["exits_quietly"][1]
+    assert rows["exits_quietly_there"][0] == "failed"
+    assert "ended as FINISHED without an outcome" in rows["exits_quietly_there"][1]
     assert len(list(bench.out.glob(f"slurm/{bench.cell('magnitude').name}/*_log.out"))) == 1
     assert not list(bench.out.rglob("*.pkl"))
     on_slurm = bench.records()

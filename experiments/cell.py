@@ -10,6 +10,7 @@ from pydantic import Field
 from prunebench.experiments.config import EfficiencySettings, Part
 from prunebench.experiments.hashing import short_id
 from prunebench.methods.data import CalibrationConfig
+from prunebench.models.special_tokens import Bos
 
 CELL_FORMAT = 2
 """Counted up when the meaning of a cell changes, so that old records are not taken for new ones."""
@@ -37,6 +38,9 @@ class CellProtocol(Part):
     limit: int | None
     sources: tuple[str, ...]
     prompt: str | None
+    bos: Bos = "tokenizer"
+    chat_template: bool | str | None = None
+    system: str | None = None
     seed: int
 
 

@@ -13,6 +13,7 @@ from prunebench.evaluation import ProtocolRequest
 from prunebench.experiments.shorthands import DEFAULT_MODEL
 from prunebench.methods.data import CalibrationConfig
 from prunebench.models.loading import ModelSpec
+from prunebench.models.special_tokens import Bos
 
 
 class Part(BaseModel):
@@ -108,6 +109,22 @@ class Evaluation(Part):
     limit: Count | None = Field(None, ge=1, description="documents a task where the protocol entry gives none")
     seed: Seed = 0
     prompt: str | None = Field(None, description="text put before every request; or file:PATH, or compresso:training for that method's own")
+    bos: Bos = Field("tokenizer", description="whether a text begins with BOS: as the tokenizer does it, always or never")
+    chat_template: bool | Name | None = Field(
+        None, description="true for requests in the tokenizer's chat template, or the name of one of several"
+    )
+    system: Name | None = Field(None, description="text of the chat's system message")
+
+    @field_validator("chat_template")
+    @classmethod
+    def _false_is_none(cls, value: bool | str | None) -> bool | str | None:
+        return value or None
+
+    @model_validator(mode="after")
+    def _system_is_shown(self) -> Evaluation:
+        if self.system is not None and self.chat_template is None:
+            raise ValueError("system is given without chat_template, so no request would hold it; add chat_template: true")
+        return self
 
 
 class EfficiencySettings(Part):

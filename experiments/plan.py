@@ -215,6 +215,9 @@ def _resolve_protocols(config: GridConfig) -> tuple[CellProtocol, ...]:
                 limit=choice.limit if choice.limit is not None else config.evaluation.limit,
                 sources=choice.sources,
                 prompt=prompt,
+                bos=config.evaluation.bos,
+                chat_template=config.evaluation.chat_template,
+                system=config.evaluation.system,
                 seed=config.evaluation.seed,
             )
         )

@@ -8,6 +8,7 @@ evaluated is always the checkpoint, reloaded from disk.
 from __future__ import annotations
 
 import gc
+import itertools
 import json
 import math
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prunebench.experiments.cell import CellConfig
+from prunebench.experiments.cell import CellConfig, CellProtocol
 from prunebench.experiments.cell_folder import CellFolder
 from prunebench.experiments.checks.gates import (
     GateFailed,
@@ -80,10 +81,12 @@ class Work:
         if self.dense is None:
             self.progress("loading the model", 0, 1)
             try:
-                self.dense = load_model(self.job.model)
+                loaded = load_model(self.job.model)
+                if self.job.until == "record":
+                    _check_form(loaded.tokenizer, self.cell)
             except BadInput as error:
                 raise ModelNotLoaded(str(error)) from None
-            self.identity = self.dense.identity
+            self.dense, self.identity = loaded, loaded.identity
             self.progress("loading the model", 1, 1)
         return self.dense
 
@@ -296,15 +299,18 @@ def evaluate(work: Work, scratch: Path) -> dict[str, Any]:
     model, tokenizer = model_to_evaluate(work)
     results = []
     scores_folder = work.folder.work("evaluate")
-    for protocol in work.cell.protocols:
-        set_global_seeds(protocol.seed)
+    for same in _alike(work.cell.protocols):
+        set_global_seeds(same[0].seed)
         results += evaluation.evaluate(
             model,
             tokenizer,
-            [evaluation.ProtocolRequest.model_validate({"name": protocol.name, "limit": protocol.limit, "sources": protocol.sources})],
+            [evaluation.ProtocolRequest.model_validate(one.model_dump(include={"name", "limit", "sources"})) for one in same],
             data_dir=Path(work.job.data_dir) if work.job.data_dir else None,
-            seed=protocol.seed,
-            prompt=protocol.prompt,
+            seed=same[0].seed,
+            prompt=same[0].prompt,
+            bos=same[0].bos,
+            chat_template=same[0].chat_template,
+            system=same[0].system,
             out_dir=scores_folder,
             token_budget=work.job.token_budget,
             progress=work.progress,
@@ -312,6 +318,7 @@ def evaluate(work: Work, scratch: Path) -> dict[str, Any]:
     scores = [without_nan(result.model_dump(mode="python")) for result in results]
     for score in scores:
         for task in score["tasks"]:
+            task["notes"] = [note for note in task["notes"] if not note.endswith(evaluation.KEPT)]  # of this cell's own earlier attempt
             if task["value"] is None:
                 raise GateFailed(f"{task['metric']} of task {task['task']} (protocol {score['protocol']}) is not a number.")
     if (scores_folder / "samples").is_dir():
@@ -325,6 +332,20 @@ def evaluate(work: Work, scratch: Path) -> dict[str, Any]:
         result["hidden"] = [anatomy.hidden_size, anatomy.hidden_size]
         result["disk_bytes"] = tensor_bytes(model)
     return result
+
+
+def _check_form(tokenizer: PreTrainedTokenizerBase, cell: CellConfig) -> None:
+    """Refuses options of the evaluation that this tokenizer can't follow, before anything is pruned."""
+    from prunebench import evaluation
+
+    for same in _alike(cell.protocols):
+        evaluation.check_form(tokenizer, same[0].bos, same[0].chat_template, same[0].system)
+
+
+def _alike(protocols: tuple[CellProtocol, ...]) -> list[list[CellProtocol]]:
+    """Neighbours that put their requests to the model in the same way: one call reads the weights and checks the model once."""
+    own = {"name", "version", "limit", "sources"}
+    return [list(group) for _, group in itertools.groupby(protocols, lambda one: one.model_dump(exclude=own))]
 
 
 def without_nan(value: Any) -> Any:

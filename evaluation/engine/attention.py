@@ -138,6 +138,11 @@ class PackedRow:
     def prefix_length(self) -> int:
         return self.prefix.length if self.prefix is not None else 0
 
+    @property
+    def windows(self) -> set[int]:
+        """Window sizes that the model's layers asked for in this row."""
+        return {window for window, _ in self._masks if window is not None}
+
     def keep(self) -> None:
         """Remember this row's own keys and values of every layer."""
         self.kept = {}

@@ -8,8 +8,10 @@ from typing import Literal
 
 from pydantic import BaseModel
 
+from prunebench.evaluation import check_form
 from prunebench.evaluation.catalogue import get_protocol, known_tasks
 from prunebench.experiments.cell import CellConfig
+from prunebench.experiments.config import Evaluation
 from prunebench.experiments.plan import PlannedCell
 from prunebench.methods.data.training_text import training_texts
 from prunebench.methods.registry import get_pruner, get_recovery
@@ -32,21 +34,30 @@ def check_lengths(cells: Sequence[PlannedCell], until: Literal["prune", "record"
     at hand, prompts count as empty.
 
     Raises:
-        BadInput: the first length that doesn't fit; or bos 'always' for a tokenizer that has no BOS token.
+        BadInput: the first length that doesn't fit; or bos 'always' for a tokenizer that has no BOS token, or a chat template
+            that it doesn't have.
     """
     for cell in cells:
         lengths = [] if cell.config.is_dense else list(_pruning_lengths(cell.config, cell.model))
         if until == "record":
             for protocol in cell.config.protocols:
-                lengths += _protocol_lengths(protocol.name, protocol.prompt, cell.model)
+                _check_form(cell.model, protocol.bos, protocol.chat_template, protocol.system)
+                lengths += _protocol_lengths(protocol.name, protocol.prompt, cell.model, protocol.bos)
             lengths += _efficiency_lengths(cell.config)
         _check(lengths, cell.model)
 
 
-def check_protocol_lengths(names: Iterable[str], prompt: str | None, spec: ModelSpec) -> None:
+def check_protocol_lengths(names: Iterable[str], settings: Evaluation, prompt: str | None, spec: ModelSpec) -> None:
     """Refuses protocols whose blocks or answers a model's context has no room for, behind `prompt`; as `check_lengths`."""
+    _check_form(spec, settings.bos, settings.chat_template, settings.system)
     for name in names:
-        _check(_protocol_lengths(name, prompt, spec), spec)
+        _check(_protocol_lengths(name, prompt, spec, settings.bos), spec)
+
+
+def _check_form(spec: ModelSpec, bos: Bos, chat_template: bool | str | None, system: str | None) -> None:
+    tokenizer = load_tokenizer(spec) if bos == "always" or chat_template else None
+    if tokenizer is not None:
+        check_form(tokenizer, bos, chat_template, system)
 
 
 def _check(lengths: Iterable[Length], spec: ModelSpec) -> None:
@@ -99,9 +110,9 @@ def _check_bos(setting: str, bos: Bos, spec: ModelSpec) -> None:
             ) from None
 
 
-def _protocol_lengths(name: str, prompt: str | None, spec: ModelSpec) -> Iterator[Length]:
+def _protocol_lengths(name: str, prompt: str | None, spec: ModelSpec, bos: Bos) -> Iterator[Length]:
     """Of what a protocol puts through the model whole, blocks of text and answers; a longer context is cut from the left and counted."""
-    before = prompt_tokens(spec, prompt or "", "tokenizer")
+    before = prompt_tokens(spec, prompt or "", bos)
     behind = f"evaluation.prompt ({before} tokens) + " if before else ""
     if before:
         yield "evaluation.prompt + a text of 2 tokens", before + 2, "give a shorter prompt"

@@ -43,9 +43,9 @@ def evaluate_model(cells: RunningCells) -> int:
     config = load_config(None, cells.settings, cells.shorthands())
     spec: ModelSpec = config.grid.model[0]
     prompt = prompt_of(config.evaluation.prompt)
+    check_protocol_lengths([choice.name for choice in config.protocols], config.evaluation, prompt, spec)
     for choice in config.protocols:
         check_protocol_data(choice.name, choice.sources, cells.data)
-    check_protocol_lengths([choice.name for choice in config.protocols], prompt, spec)
     if cells.out is not None:
         prepare_output_folder(cells.out)
     stop = Stop()
@@ -69,6 +69,9 @@ def evaluate_model(cells: RunningCells) -> int:
                 limit=config.evaluation.limit,
                 seed=config.evaluation.seed,
                 prompt=prompt,
+                bos=config.evaluation.bos,
+                chat_template=config.evaluation.chat_template,
+                system=config.evaluation.system,
                 out_dir=cells.out,
                 token_budget=config.run.token_budget,
                 progress=progress,

@@ -132,6 +132,16 @@ def test_a_prompt_counts_with_what_stands_behind_it(tmp_path: Path, small: Path,
     assert "evaluation.prompt (13 tokens) + a block of task wikitext2_128 in protocol perplexity_128 is 141" in sentence
 
 
+def test_a_prompt_counts_as_it_will_be_scored(small: Path, small_with_bos: Path) -> None:
+    check(small_with_bos, evaluation={"prompt": "Q" * 62, "bos": "never"})
+    assert "is 65" in refusal(small, evaluation={"prompt": "Q" * 62, "bos": "always"})
+
+
+def test_a_chat_template_that_the_tokenizer_lacks_is_refused_before_anything_runs(small: Path) -> None:
+    assert "the tokenizer has no chat template" in refusal(small, evaluation={"chat_template": True})
+    check(small, "prune", evaluation={"chat_template": True})  # nothing is evaluated
+
+
 @pytest.mark.parametrize("adds_bos", [False, True])
 def test_compressos_prompt_counts_with_its_examples(small: Path, small_with_bos: Path, adds_bos: bool) -> None:
     """BOS once: the examples behind a prompt have none."""

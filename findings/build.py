@@ -46,7 +46,7 @@ def build(question: Question, kept: Kept, out: Path, data: Path | None, settings
     around_table(question)
     planned = {grid: plan_grid(load_config(grid), data) for grid in question.grids}
     cells = {cell.id: cell for grid in planned.values() for cell in grid}
-    answers = {cell: kept.answering(planned_cell.config, whatever_data=data is None) for cell, planned_cell in cells.items()}
+    answers = {cell: kept.answering(planned_cell.config, as_it_was=data is None) for cell, planned_cell in cells.items()}
     check_against(question, settings_in([in_todays_words(unmade(cell)) for cell in cells.values()]))
     answered = [answer for answer in answers.values() if answer is not None]
     lacking = [cell for cell, answer in answers.items() if answer is None]

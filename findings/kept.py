@@ -125,18 +125,18 @@ class Kept:
             self._configs[cell] = _read_config(archive)
         return self._configs[cell]
 
-    def answering(self, wanted: CellConfig, *, whatever_data: bool = False) -> str | None:
+    def answering(self, wanted: CellConfig, *, as_it_was: bool = False) -> str | None:
         """The kept cell with these settings.
 
         Args:
-            whatever_data: made with any data folder; else with this one.
+            as_it_was: whatever data folder and versions of its protocols it was made with; else with these.
         """
         asked = settings_of(wanted.model_dump(mode="json"))
         for cell in self.entries:
             if cell not in self._settings:
                 self._settings[cell] = settings_of(self.config(cell))
             found = self._settings[cell]
-            if asked is not None and found is not None and asked == (found | {"data": asked["data"]} if whatever_data else found):
+            if asked is not None and found is not None and (_loosely(asked) == _loosely(found) if as_it_was else asked == found):
                 return cell
         return None
 
@@ -212,6 +212,11 @@ class Kept:
         if not found and (self.folder / MANIFEST).read_text(encoding="utf-8") != self.text():
             found.append(f"{MANIFEST} tells of its archives otherwise than they do.")
         return found
+
+
+def _loosely(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings without the data folder and the versions of protocols."""
+    return {**settings, "data": "", "protocols": [protocol | {"version": ""} for protocol in settings["protocols"]]}
 
 
 def _read_config(archive: Path) -> dict[str, Any]:

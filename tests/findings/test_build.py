@@ -133,7 +133,22 @@ def test_records_answer_cells_of_their_own_data_alone(answered: Desk, tmp_path: 
     (other / "test.jsonl").write_text('{"text": "Another passage."}\n', encoding="utf-8")
     for cell in plan_grid(load_config(answered.question.grids[0]), other.parent):
         assert answered.kept.answering(cell.config) is None
-        assert answered.kept.answering(cell.config, whatever_data=True) is not None
+        assert answered.kept.answering(cell.config, as_it_was=True) is not None
+
+
+def of_an_older_protocol(config: dict[str, Any]) -> None:
+    config["protocols"][0]["version"] = "0"
+
+
+def test_records_of_an_older_protocol_make_the_page_but_answer_no_cell(desk: Desk) -> None:
+    page = desk.page
+    made_over(desk, of_an_older_protocol)
+    before = desk.archives
+    assert desk.build(runs=False) == 0
+    assert desk.page == page
+    assert desk.build() == 0
+    assert len(desk.archives) == 2 * len(before)
+    assert set(desk.kept.unused()) == before.keys()
 
 
 def test_a_cell_without_a_record_is_a_row_that_says_so(desk: Desk) -> None:

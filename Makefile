@@ -6,6 +6,7 @@ PYTEST ?= -n 2 --dist loadfile
 PY     := $(VENV)/bin/python
 
 export OMP_NUM_THREADS ?= 1
+export OMP_WAIT_POLICY ?= passive
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
@@ -21,7 +22,7 @@ help:
 # One pip call with the constraints file, so that torch is resolved once, to the pinned version.
 $(VENV)/installed.stamp: pyproject.toml constraints.txt
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet -c constraints.txt -e '.[eval,report,cluster,export,test]'
+	$(PY) -m pip install --quiet -c constraints.txt -e '.[eval,report,cluster,slurm,export,test]'
 	@touch $@
 
 install: $(VENV)/installed.stamp
@@ -52,6 +53,7 @@ site: $(VENV)/installed.stamp
 
 lint: $(VENV)/installed.stamp
 	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
 clean:

@@ -33,16 +33,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from prunebench.experiments.model_check import EMBEDDED_SHAPES
-from prunebench.methods.calibration.training_text import Example
+from prunebench.methods.data.training_text import Example, TrainingText
+from prunebench.methods.learning.gates.hard_concrete import LOG_ALPHA_LIMIT
+from prunebench.methods.learning.run.learner import MaskLearner
+from prunebench.methods.learning.run.stages import LearnMasks
+from prunebench.methods.learning.text.packing import Pack, lm_loss, pack_logits
+from prunebench.methods.nuteprune.config import NutePruneConfig
 from prunebench.methods.nuteprune.snapshots import SnapshotManager
 from prunebench.methods.nuteprune.teaching import Distill, TaughtLearner
-from prunebench.methods.training.gates import GateKinds
-from prunebench.methods.training.hard_concrete import LOG_ALPHA_LIMIT
-from prunebench.methods.training.learner import LearnerSettings, MaskLearner
-from prunebench.methods.training.packing import Pack, lm_loss, pack_logits
-from prunebench.methods.training.stages import LearnMasks
+from prunebench.methods.pruner import Run
 from prunebench.models.budget import Budget
+from prunebench.models.loading import EMBEDDED_SHAPES
 
 SHAPES = {
     "smollm2-135m": EMBEDDED_SHAPES["smollm2-135m-instruct"],
@@ -128,48 +129,23 @@ def seconds(step: Callable[[], None], device: torch.device) -> float:
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     device = torch.device(arguments.device)
     model = random_model(arguments.shape, arguments.layers, device, getattr(torch, arguments.dtype))
-    text = examples(arguments.tokens, arguments.response)
-    settings = LearnerSettings(
-        rank=8,
-        alpha=8,
-        projections=("q", "v"),
-        kinds=GateKinds(),
-        temperature=2 / 3,
-        mlp_placement=arguments.placement,
-        survivors="soft",
+    text = TrainingText(tuple(examples(arguments.tokens, arguments.response)), (), "random tokens")
+    config = NutePruneConfig(
+        lora_projections=("q", "v"),
+        mlp_gate_placement=arguments.placement,
         batch_tokens=arguments.tokens,
+        steps_per_epoch=1,
+        pruning_epochs=1000,
+        ramp_epochs=500,
     )
-    learner = TaughtLearner(model, settings, Budget(0.35, "blocks"), text, 0, device)
-    with tempfile.TemporaryDirectory() as folder, learner:
-        taught = Distill(
-            learner,
-            distils=True,
-            kl_weight=0.1,
-            layer_weight=0.9,
-            lm_weight=0.0,
-            kl_temperature=2 / 3,
-            kl_reduction="sequence",
-            layer_scale="absolute",
-            mask_only_steps=0,
-            pruning_steps=1000,
-            ramp_steps=500,
-            ramp="linear",
-            lora_lr=1e-3,
-            mask_lr=0.1,
-            multiplier_lr=0.1,
-        )
+    budget = Budget(0.35, "blocks")
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        TaughtLearner(model, config, budget, text, Run(seed=0, device=device, folder=Path(folder))) as learner,
+    ):
+        taught = Distill(learner)
         taught.enter()
-        stage = LearnMasks(
-            learner,
-            lambda pack: lm_loss(model, pack),
-            warmup_steps=0,
-            pruning_steps=1000,
-            ramp_steps=500,
-            ramp="linear",
-            lora_lr=5e-5,
-            mask_lr=0.1,
-            multiplier_lr=0.1,
-        )
+        stage = LearnMasks(learner)
         stage.enter()
         optimizer = torch.optim.AdamW(learner.lora_parameters, lr=5e-5, weight_decay=0.0)
         pack = learner.next_pack().to(device)
@@ -287,11 +263,11 @@ class WithoutGates:
         self.learner._applied.remove()
 
     def __exit__(self, *_: object) -> None:
-        from prunebench.models.soft_masks import apply_gates
+        from prunebench.models.gating.soft_masks import apply_gates
 
         learner = self.learner
         learner._applied = apply_gates(
-            learner.model, learner.anatomy, learner.live, mlp_placement=learner.settings.mlp_placement, in_training=True
+            learner.model, learner.anatomy, learner.live, mlp_placement=learner.config.mlp_gate_placement, in_training=True
         )
 
 

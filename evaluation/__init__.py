@@ -6,10 +6,12 @@ if __name__ != "prunebench.evaluation":
 from prunebench.evaluation.catalogue import Protocol, ProtocolRequest, get_protocol, known_protocols
 from prunebench.evaluation.efficiency import Efficiency, measure_efficiency
 from prunebench.evaluation.results import Estimate, ProtocolResult, TaskResult
-from prunebench.evaluation.runner import ScoringFailed, evaluate
+from prunebench.evaluation.runner import ScoringFailed, check_form, evaluate
 from prunebench.evaluation.table import format_table
+from prunebench.evaluation.task_result import KEPT
 
 __all__ = [
+    "KEPT",
     "Efficiency",
     "Estimate",
     "Protocol",
@@ -17,6 +19,7 @@ __all__ = [
     "ProtocolResult",
     "ScoringFailed",
     "TaskResult",
+    "check_form",
     "evaluate",
     "format_table",
     "get_protocol",

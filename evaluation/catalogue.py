@@ -8,10 +8,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from prunebench.evaluation.results import SourceName
 from prunebench.models.errors import BadInput
+from prunebench.models.files import one_line, sha256_of
+from prunebench.models.suggest import sentence
 
 FOLDER = Path(__file__).parent / "definitions"
 
@@ -70,10 +72,24 @@ class PerplexityDefinition(_Definition):
     block: int = 0
 
 
+class TaskSize(_Definition):
+    """What a task puts through a model, for estimates; tokens by SmolLM2's tokenizer, others differ by some ten per cent.
+
+    Attributes:
+        documents: items of the split; tokens: of one item, the context that its choices share counted once, and a
+            generated answer as its tokens; shared: tokens of few-shot examples that are run once for all items.
+    """
+
+    documents: int = Field(ge=1)
+    tokens: int = Field(ge=1)
+    shared: int = Field(default=0, ge=0)
+
+
 class TaskDefinition(_Definition):
     """One task: the harness's own file (`stock`), what we override, where the rows are and what they must hold."""
 
     name: str
+    size: TaskSize
     stock: str | None = None
     config: dict[str, Any] | None = None
     overrides: dict[str, Any] = {}
@@ -120,6 +136,7 @@ class Protocol(_Definition):
     tasks: list[ProtocolTask]
     average: Literal["mean_of_tasks", "none"]
     without: Without | None = None
+    source: str = Field("built-in", description="or the hash of the plugin that defines it")
 
     @model_validator(mode="after")
     def _tasks_exist(self) -> Protocol:
@@ -158,6 +175,48 @@ def known_protocols() -> dict[str, Protocol]:
     """Every protocol by name."""
     protocols = [Protocol(**_read_yaml(path)) for path in sorted((FOLDER / "protocols").glob("*.yaml"))]
     return {protocol.name: protocol for protocol in protocols}
+
+
+class PluginFile(_Definition):
+    """What a YAML file that is given as a plugin holds: tasks, as in definitions/tasks, and protocols, as in definitions/protocols."""
+
+    tasks: dict[str, dict[str, Any]] = {}
+    protocols: list[dict[str, Any]] = Field(min_length=1)
+
+
+def load_protocols(path: Path) -> list[str]:
+    """Adds the protocols and tasks of a YAML file to those that are known; returns the names of the protocols.
+
+    Raises:
+        BadInput: it isn't there, isn't YAML, holds something else, or a name that is taken.
+    """
+    import yaml
+
+    try:
+        held = PluginFile.model_validate(_read_yaml(path))
+        tasks = {name: TaskDefinition.model_validate({"name": name, **body}) for name, body in held.tasks.items()}
+        before = {name: known_tasks()[name] for name in tasks if name in known_tasks()}
+        known_tasks().update(tasks)  # a protocol's own check looks its tasks up there
+        try:
+            source = f"plugin:{sha256_of(path)[:16]}"
+            protocols = [Protocol.model_validate({**body, "source": source}) for body in held.protocols]
+            taken = [name for name in before if before[name] != tasks[name]]
+            taken += [p.name for p in protocols if known_protocols().get(p.name, p) != p]
+            if taken:
+                raise BadInput(f"plugin {path} defines {taken[0]!r}, a name that is taken; choose another one.")
+        except (BadInput, ValidationError):
+            for name in tasks.keys() - before.keys():
+                del known_tasks()[name]
+            known_tasks().update(before)
+            raise
+    except OSError as error:
+        raise BadInput(f"plugin {path} can't be read: {error.strerror}.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise BadInput(f"plugin {path} is not valid YAML ({one_line(error)}).") from None
+    except ValidationError as error:
+        raise BadInput(sentence(error, PluginFile, f"plugin {path}")) from None
+    known_protocols().update({protocol.name: protocol for protocol in protocols})
+    return [protocol.name for protocol in protocols]
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

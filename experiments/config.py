@@ -10,8 +10,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from prunebench.evaluation import ProtocolRequest
+from prunebench.experiments.shorthands import DEFAULT_MODEL
 from prunebench.methods.data import CalibrationConfig
 from prunebench.models.loading import ModelSpec
+from prunebench.models.special_tokens import Bos
 
 
 class Part(BaseModel):
@@ -34,6 +36,8 @@ Number = Annotated[float, BeforeValidator(_no_bool)]
 Sparsity = Annotated[float, BeforeValidator(_no_bool), Field(gt=0, lt=1)]
 Count = Annotated[int, BeforeValidator(_no_bool)]
 Name = Annotated[str, Field(min_length=1, max_length=400)]
+SbatchOption = Annotated[str, Field(pattern=r"^[a-z][a-z-]*$")]
+Line = Annotated[str, Field(min_length=1, max_length=400, pattern=r"^[^\r\n]*$")]
 Seed = Annotated[int, BeforeValidator(_no_bool), Field(ge=0, lt=2**32)]
 
 
@@ -80,9 +84,7 @@ class Pattern(Part):
 class Grid(Part):
     """The axes. Every combination is a cell, less the excludes, plus the includes, plus one dense cell a model."""
 
-    model: Annotated[tuple[OneModel, ...], BeforeValidator(_as_list), Field(min_length=1)] = (
-        ModelSpec(name="embedded:smollm2-135m-instruct"),
-    )
+    model: Annotated[tuple[OneModel, ...], BeforeValidator(_as_list), Field(min_length=1)] = (ModelSpec(name=DEFAULT_MODEL),)
     method: Annotated[tuple[OneMethod, ...], BeforeValidator(_as_list)] = ()
     sparsity: Annotated[tuple[Sparsity, ...], BeforeValidator(_as_list)] = ()
     seed: Annotated[tuple[Seed, ...], BeforeValidator(_as_list), Field(min_length=1)] = (0,)
@@ -107,6 +109,22 @@ class Evaluation(Part):
     limit: Count | None = Field(None, ge=1, description="documents a task where the protocol entry gives none")
     seed: Seed = 0
     prompt: str | None = Field(None, description="text put before every request; or file:PATH, or compresso:training for that method's own")
+    bos: Bos = Field("tokenizer", description="whether a text begins with BOS: as the tokenizer does it, always or never")
+    chat_template: bool | Name | None = Field(
+        None, description="true for requests in the tokenizer's chat template, or the name of one of several"
+    )
+    system: Name | None = Field(None, description="text of the chat's system message")
+
+    @field_validator("chat_template")
+    @classmethod
+    def _false_is_none(cls, value: bool | str | None) -> bool | str | None:
+        return value or None
+
+    @model_validator(mode="after")
+    def _system_is_shown(self) -> Evaluation:
+        if self.system is not None and self.chat_template is None:
+            raise ValueError("system is given without chat_template, so no request would hold it; add chat_template: true")
+        return self
 
 
 class EfficiencySettings(Part):
@@ -118,21 +136,62 @@ class EfficiencySettings(Part):
     repeats: Count = Field(3, ge=1)
 
 
+SLURM_SET_HERE = {
+    **{name: f"run.slurm.{name}" for name in ("partition", "account", "qos", "constraint")},
+    "time": "run.slurm.time_minutes",
+    "cpus-per-task": "run.cpus_per_cell",
+    "gpus-per-node": "run.gpus_per_cell",
+    "mem": "run.memory_gb_per_cell",
+    **dict.fromkeys(("array", "error", "job-name", "nodes", "ntasks", "open-mode", "output", "signal"), "the run itself"),
+}
+
+
+class SlurmSettings(Part):
+    """What a SLURM job asks for beside cpus_per_cell, gpus_per_cell and memory_gb_per_cell."""
+
+    cluster: Literal["slurm", "local"] = Field("slurm", description="local runs the jobs as processes of this machine, to try a grid")
+    time_minutes: Count = Field(1440, ge=1, description="time limit of a job; SLURM ends it then, and the cell is recorded as failed")
+    partition: Line | None = None
+    account: Line | None = None
+    qos: Line | None = None
+    constraint: Line | None = Field(None, description="features that the node must have, e.g. a100")
+    setup: tuple[Line, ...] = Field((), description="shell lines that run before the job, e.g. module load cuda")
+    options: dict[SbatchOption, Literal[True] | Count | Line] = Field(
+        default_factory=dict, description="any other options of sbatch, e.g. {reservation: course}; true for those that take no value"
+    )
+
+    @field_validator("options")
+    @classmethod
+    def _options_have_no_setting_of_their_own(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name in value:
+            if name in SLURM_SET_HERE:
+                raise ValueError(f"{name} is set by {SLURM_SET_HERE[name]}")
+        return value
+
+
 class RunSettings(Part):
     """How the run goes about it; nothing here changes a number, so nothing here is part of a cell's id."""
 
-    executor: Literal["local", "processes", "ray"] = "local"
-    workers: Count = Field(1, ge=1, le=1024, description="cells at a time (executor processes)")
-    address: str | None = Field(None, description="Ray cluster to join, e.g. auto or 10.0.0.1:6379; None starts one here")
-    cpus_per_cell: Number = Field(1, gt=0, description="CPUs that one Ray task asks for, and torch threads of one process")
-    gpus_per_cell: Number = Field(0, ge=0, description="GPUs that one Ray task asks for")
-    memory_gb_per_cell: Number | None = Field(None, gt=0, description="memory that a cell may take (processes) or asks for (ray)")
-    cell_minutes: Number | None = Field(None, gt=0, description="a cell that takes longer is ended and recorded as failed (processes, ray)")
+    executor: Literal["local", "processes", "ray", "slurm"] = "local"
+    workers: Count = Field(1, ge=1, le=1024, description="cells at a time (processes), or jobs in the queue at a time (slurm)")
+    address: str | None = Field(None, description="Ray cluster to join, e.g. auto or 10.0.0.1:6379; None: RAY_ADDRESS, or one started here")
+    cpus_per_cell: Number = Field(1, gt=0, description="CPUs that a Ray task or SLURM job asks for, and torch threads of one process")
+    gpus_per_cell: Number = Field(0, ge=0, description="GPUs that a Ray task or SLURM job asks for")
+    memory_gb_per_cell: Number | None = Field(None, gt=0, description="memory that a cell may take (processes) or asks for (ray, slurm)")
+    cell_minutes: Number | None = Field(None, gt=0, description="a cell that takes longer is ended and recorded as failed (not with local)")
     silent_minutes: Number | None = Field(
         None, gt=0, description="a cell that reports no progress for so long is ended and recorded as failed (processes)"
     )
+    slurm: SlurmSettings = SlurmSettings()
     token_budget: Count | None = Field(None, ge=256, description="tokens in one forward pass of the evaluator; None lets it choose")
     keep_checkpoints: bool = Field(True, description="keep pruned checkpoints after their record is written")
+
+    @model_validator(mode="after")
+    def _slurm_counts_whole_devices(self) -> RunSettings:
+        for name in ("cpus_per_cell", "gpus_per_cell"):
+            if self.executor == "slurm" and getattr(self, name) % 1:
+                raise ValueError(f"{name} = {getattr(self, name):g} with executor slurm: expected a whole number, SLURM shares no device")
+        return self
 
 
 class GridConfig(Part):

@@ -1,13 +1,12 @@
-"""Hashes that ids and stamps are made of: canonical JSON for values, SHA-256 for files and folders."""
+"""Ids and seeds from values, by the hash of their canonical JSON; files are hashed by `models.files`."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
+import random
 from typing import Any
 
-CHUNK_BYTES = 1 << 22
 ID_CHARS = 16
 
 
@@ -25,28 +24,19 @@ def short_id(value: Any) -> str:
     return hash_value(value)[:ID_CHARS]
 
 
-def hash_file(path: Path) -> str:
-    """SHA-256 (hex) of the bytes of one file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+def seed_for(seed: int, purpose: str) -> int:
+    """A seed below 2**31 for one purpose ('calibration', 'prune', 'recover', 'evaluate') of one grid seed.
+
+    The method isn't part of it: every method of one grid seed sees the same calibration samples.
+    """
+    return int(hash_value({"seed": seed, "purpose": purpose})[:8], 16) % 2**31
 
 
-def hash_folder(folder: Path) -> str:
-    """SHA-256 (hex) over the relative names and contents of every file below `folder`."""
-    return hash_value({path.relative_to(folder).as_posix(): hash_file(path) for path in sorted(folder.rglob("*")) if path.is_file()})
+def set_global_seeds(seed: int) -> None:
+    """Seeds Python, NumPy and torch; the framework does this before each stage, methods never do."""
+    import numpy
+    import torch
 
-
-def fingerprint(path: Path, samples: int = 16, block: int = 1 << 16) -> str:
-    """A quick stand-in for `hash_file` on files of many gigabytes: size, head, tail and evenly spaced blocks."""
-    size = path.stat().st_size
-    if size <= samples * block * 2:
-        return hash_file(path)
-    digest = hashlib.sha256(str(size).encode())
-    with path.open("rb") as file:
-        for index in range(samples + 1):
-            file.seek((size - block) * index // samples)
-            digest.update(file.read(block))
-    return digest.hexdigest()
+    random.seed(seed)
+    numpy.random.seed(seed)
+    torch.manual_seed(seed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,27 +10,34 @@ import yaml
 from pydantic import ValidationError
 
 from prunebench.experiments.config import GridConfig
-from prunebench.experiments.suggest import sentence, shown
+from prunebench.experiments.shorthands import merge, nested, with_shorthands
 from prunebench.models.errors import BadInput
+from prunebench.models.suggest import sentence, shown
 
 MAX_CONFIG_BYTES = 1_000_000
 MAX_EXTENDS = 16
 MAX_DEPTH = 40
 
 
-def load_config(path: Path | None, settings: Sequence[str] = ()) -> GridConfig:
-    """The typed grid of `path` with `settings` (each KEY=VALUE, KEY dotted, VALUE in YAML) laid over it.
+def load_config(path: Path | None, settings: Sequence[str] = (), shorthands: Mapping[str, Any] | None = None) -> GridConfig:
+    """The typed grid of `path` with `settings` (each KEY=VALUE, KEY dotted, VALUE in YAML) and shorthands laid over it.
 
     `extends: FILE` (or a list) names files, relative to the one that says so, that this one is laid over.
-    Mappings are merged key by key; lists and plain values are replaced.
+    Mappings are merged key by key; lists and plain values are replaced. What the command line says takes the place of
+    what the file says; there it may say a thing twice only with one value.
+
+    Args:
+        shorthands: keys of `PLACES` and `MODEL_OPTIONS`, with their values.
 
     Raises:
-        BadInput: a file that isn't there or isn't YAML, an unknown key, a value out of range; one sentence.
+        BadInput: a file that isn't there or isn't YAML, an unknown key, a value out of range, two values for one thing;
+            one sentence.
     """
     data: dict[str, Any] = _read_with_extends(Path(path), ()) if path is not None else {}
     where = str(path) if path is not None else "the built-in defaults"
-    for setting in settings:
-        data = merge(data, parse_setting(setting))
+    told = _settings_together(settings)
+    data = merge(data, told)
+    data = with_shorthands(data, told, {name: value for name, value in (shorthands or {}).items() if value is not None})
     if settings:
         where += " with --set"
     if _depth(data) > MAX_DEPTH:
@@ -43,27 +50,35 @@ def load_config(path: Path | None, settings: Sequence[str] = ()) -> GridConfig:
         raise BadInput(f"{where}: values nested too deep or too large to read.") from None
 
 
+def _settings_together(settings: Sequence[str]) -> dict[str, Any]:
+    """All `--set` as one mapping.
+
+    Raises:
+        BadInput: two of them give one key different values.
+    """
+    together: dict[str, Any] = {}
+    for setting in settings:
+        one = parse_setting(setting)
+        _refuse_contradiction(together, one, ())
+        together = merge(together, one)
+    return together
+
+
+def _refuse_contradiction(one: Any, other: Any, path: tuple[str, ...]) -> None:
+    if isinstance(one, dict) and isinstance(other, dict):
+        for key in one.keys() & other.keys():
+            _refuse_contradiction(one[key], other[key], (*path, str(key)))
+    elif path and one != other:
+        raise BadInput(f"--set gives {'.'.join(path)} two values, {shown(one)} and {shown(other)}; give it once.")
+
+
 def parse_setting(setting: str) -> dict[str, Any]:
     """`a.b=3` as `{'a': {'b': 3}}`."""
     key, equals, text = setting.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
         raise BadInput(f"--set {shown(setting)}: expected KEY=VALUE, for example --set grid.seed=[0,1,2].")
-    value: Any = _parse_yaml(text, f"--set {key}")
-    for part in reversed(parts):
-        value = {part: value}
-    return dict(value)
-
-
-def merge(base: dict[str, Any], overlay: dict[str, Any]) -> dict[str, Any]:
-    """`overlay` laid over `base`: mappings merge, everything else replaces."""
-    merged = dict(base)
-    for key, value in overlay.items():
-        if isinstance(value, dict) and isinstance(merged.get(key), dict):
-            merged[key] = merge(merged[key], value)
-        else:
-            merged[key] = value
-    return merged
+    return nested(tuple(parts), _parse_yaml(text, f"--set {key}"))
 
 
 def _read_with_extends(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:

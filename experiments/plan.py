@@ -11,15 +11,15 @@ from typing import Any
 from pydantic import ValidationError
 
 from prunebench.experiments.cell import DENSE, CellConfig, CellModel, CellProtocol
+from prunebench.experiments.checks.model import check_model, data_fingerprint
+from prunebench.experiments.checks.prompt import prompt_of
 from prunebench.experiments.config import Grid, GridConfig, MethodChoice, Pattern, RecoveryChoice
-from prunebench.experiments.hashing import hash_file
-from prunebench.experiments.model_check import check_model, data_fingerprint
-from prunebench.experiments.prompt import prompt_of
-from prunebench.experiments.recovery import get_recovery
-from prunebench.experiments.suggest import sentence, shown, unknown
 from prunebench.leaderboard.variants import in_words, set_apart
+from prunebench.methods.registry import get_recovery
 from prunebench.models.errors import BadInput
-from prunebench.models.loading import ModelSpec
+from prunebench.models.files import sha256_of
+from prunebench.models.loading import ModelSpec, hub_commit, is_hub_id
+from prunebench.models.suggest import sentence, shown, unknown
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def plan_grid(config: GridConfig, data_dir: Path | None = None, *, needs_protoco
     data = "embedded" if data_dir is None else data_fingerprint(data_dir)
 
     cells: dict[str, PlannedCell] = {}
-    for model in config.grid.model:
+    for model in map(_pinned, config.grid.model):
         cell_model = CellModel(
             name=model.name,
             dtype=model.dtype,
@@ -101,6 +101,7 @@ def plan_grid(config: GridConfig, data_dir: Path | None = None, *, needs_protoco
                 seed=0,
                 recovery="none",
                 recovery_config={},
+                recovery_source="built-in",
                 calibration=None,
             )
             cells.setdefault(dense.id, PlannedCell(dense, model))
@@ -114,6 +115,7 @@ def plan_grid(config: GridConfig, data_dir: Path | None = None, *, needs_protoco
                 seed=seed,
                 recovery=recovery.name,
                 recovery_config=recovery.settings,
+                recovery_source=recovery.source,
                 calibration=config.calibration,
             )
             variant = ", ".join(part for part in (method.variant, recovery.variant) if part)
@@ -121,6 +123,13 @@ def plan_grid(config: GridConfig, data_dir: Path | None = None, *, needs_protoco
     if not cells:
         raise BadInput("grid.exclude leaves no cell to run; exclude less.")
     return list(cells.values())
+
+
+def _pinned(model: ModelSpec) -> ModelSpec:
+    """The same model, a hub model at the commit that its revision names now."""
+    if not is_hub_id(model.name) or Path(model.name).expanduser().exists():
+        return model
+    return model.model_copy(update={"revision": hub_commit(model.name, model.revision) or model.revision})
 
 
 def select(cells: list[PlannedCell], wanted: list[str]) -> list[PlannedCell]:
@@ -203,9 +212,13 @@ def _resolve_protocols(config: GridConfig) -> tuple[CellProtocol, ...]:
             CellProtocol(
                 name=choice.name,
                 version=str(known[choice.name].version),
+                source=known[choice.name].source,
                 limit=choice.limit if choice.limit is not None else config.evaluation.limit,
                 sources=choice.sources,
                 prompt=prompt,
+                bos=config.evaluation.bos,
+                chat_template=config.evaluation.chat_template,
+                system=config.evaluation.system,
                 seed=config.evaluation.seed,
             )
         )
@@ -232,7 +245,8 @@ def _with_variants(kind: str, entries: list[_Resolved]) -> list[_Resolved]:
 
 
 def _resolve_recovery(choice: RecoveryChoice) -> _Resolved:
-    return _Resolved(choice.name, get_recovery(choice.name).resolve(choice.config))
+    recovery = get_recovery(choice.name)
+    return _Resolved(choice.name, recovery.resolve(choice.config), code_source(recovery))
 
 
 def _resolve_method(config: GridConfig, choice: MethodChoice) -> _Resolved:
@@ -260,11 +274,11 @@ def _check_method_config(config: GridConfig) -> None:
             raise unknown("method in method_config", name, known)
 
 
-def code_source(pruner: type) -> str:
+def code_source(found: type) -> str:
     """`built-in`, or the hash of the file that defines a plugin: changed code makes new cells."""
-    if pruner.__module__.startswith("prunebench.methods."):
+    if found.__module__.startswith("prunebench.methods."):
         return "built-in"
     try:
-        return f"plugin:{hash_file(Path(inspect.getfile(pruner)))[:16]}"
+        return f"plugin:{sha256_of(Path(inspect.getfile(found)))[:16]}"
     except (TypeError, OSError):
-        return f"plugin:{pruner.__module__}.{pruner.__qualname__}"
+        return f"plugin:{found.__module__}.{found.__qualname__}"

@@ -10,6 +10,7 @@ An event is a plain dict, so that it can cross a pipe:
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -218,3 +219,13 @@ class LiveView:
 def make_view(plain: bool) -> View:
     """The live view in a terminal, plain lines otherwise."""
     return PlainView() if plain or not sys.stderr.isatty() else LiveView()
+
+
+def quiet_libraries() -> None:
+    """Keeps other libraries' progress bars from tearing the view apart."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    import transformers
+
+    transformers.logging.disable_progress_bar()

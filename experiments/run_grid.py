@@ -8,19 +8,24 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from prunebench.experiments.artifacts import CellFolder, output_error
+from prunebench.experiments.cell_folder import CellFolder, output_error
+from prunebench.experiments.checks.lengths import check_lengths
+from prunebench.experiments.checks.lookups import check_sources
+from prunebench.experiments.checks.model import check_sparsity
+from prunebench.experiments.checks.rehearsal import rehearse_cells
 from prunebench.experiments.config import GridConfig
-from prunebench.experiments.executors import Executor
 from prunebench.experiments.job import Job, Outcome
-from prunebench.experiments.model_check import check_sparsity
 from prunebench.experiments.plan import PlannedCell
 from prunebench.experiments.progress import View
 from prunebench.experiments.run_cell import FINAL, finished_record
 from prunebench.experiments.stopping import Stop
 from prunebench.models.errors import BadInput
-from prunebench.models.loading import EMBEDDED_PREFIX, resolve_model
+from prunebench.models.loading import EMBEDDED_PREFIX, check_loads, resolve_model
+
+if TYPE_CHECKING:
+    from prunebench.experiments.executors import Executor
 
 log = logging.getLogger(__name__)
 
@@ -90,16 +95,32 @@ def make_jobs(
     ]
 
 
-def check_feasible(cells: Sequence[PlannedCell]) -> None:
-    """Refuses what no method could do, before anything is fetched or written.
+def check_feasible(
+    cells: Sequence[PlannedCell], data_dir: Path | None, until: Literal["prune", "record"] = "record", *, prunes: bool = True
+) -> None:
+    """Refuses what can't be loaded, read, pruned or reached, before anything is fetched or written.
+
+    A model that isn't here yet passes; call this again once it is (see `fetch_models`).
+
+    Args:
+        until: with `prune`, nothing is evaluated.
+        prunes: False where the cells are pruned already.
 
     Raises:
+        BadInput: files of a model that don't fit each other, a model that can't be pruned, a length that a model's
+            context has no room for, text or data that are nowhere to be had.
         BudgetError: a sparsity that a model can't reach.
     """
-    asked = {(cell.model, cell.config.sparsity, cell.config.basis) for cell in cells if cell.config.sparsity is not None}
-    for model, sparsity, basis in sorted(asked, key=str):
-        assert sparsity is not None  # filtered above
-        check_sparsity(model, sparsity, basis)
+    for model in dict.fromkeys(cell.model for cell in cells):
+        check_loads(model)
+    if prunes:
+        rehearse_cells(cells)
+        asked = {(cell.model, cell.config.sparsity, cell.config.basis) for cell in cells if cell.config.sparsity is not None}
+        for model, sparsity, basis in sorted(asked, key=str):
+            assert sparsity is not None  # filtered above
+            check_sparsity(model, sparsity, basis)
+    check_lengths(cells, until)
+    check_sources(cells, data_dir, until, prunes=prunes)
 
 
 def fetch_models(cells: Sequence[PlannedCell]) -> None:

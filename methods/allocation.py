@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import AfterValidator
 from torch import Tensor
 
 from prunebench.models.anatomy import Anatomy
 from prunebench.models.budget import Budget, solve_uniform
-from prunebench.models.errors import BudgetError
+from prunebench.models.errors import BadInput, BudgetError
 from prunebench.models.masks import Masks
+from prunebench.models.suggest import unknown
 
-Allocation = Literal["uniform", "global"]
 RankBy = Literal["score_per_parameter", "score"]
 SubLayer = Literal["attn", "mlp"]
 
@@ -47,24 +48,77 @@ def unprotected_layers(anatomy: Anatomy, protect_first: int, protect_last: int) 
     return layers
 
 
+# --- how many units each layer gives up ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Shares:
+    """What an allocation decides about.
+
+    Attributes:
+        scores: of every unit; layers: those that may be pruned.
+        rank_by: by score per parameter, or by the score as it is where it is an average already (FLAP).
+    """
+
+    anatomy: Anatomy
+    budget: Budget
+    scores: UnitScores
+    layers: list[int]
+    rank_by: RankBy = "score_per_parameter"
+
+
+Allocator = Callable[[Shares], Masks]
+_ALLOCATIONS: dict[str, Allocator] = {}
+
+
+def register_allocation(name: str) -> Callable[[Allocator], Allocator]:
+    """Decorator that makes a way to spread the budget over layers known as `name`, to every method that scores units.
+
+    Raises:
+        BadInput: the name is taken.
+    """
+
+    def decorate(allocator: Allocator) -> Allocator:
+        other = _ALLOCATIONS.get(name)
+        if other is not None and (other.__module__, other.__qualname__) != (allocator.__module__, allocator.__qualname__):
+            raise BadInput(f"allocation {name!r} is defined twice: in {other.__module__} and in {allocator.__module__}.")
+        _ALLOCATIONS[name] = allocator
+        return allocator
+
+    return decorate
+
+
+def known_allocations() -> dict[str, Allocator]:
+    """Every allocation by name."""
+    return dict(_ALLOCATIONS)
+
+
+def _known(name: str) -> str:
+    if name not in _ALLOCATIONS:
+        raise ValueError(str(unknown("allocation", name, _ALLOCATIONS)).rstrip("."))
+    return name
+
+
+Allocation = Annotated[str, AfterValidator(_known)]
+"""Name of a registered allocation, as a field of a method's settings."""
+
+
 def allocate(
     anatomy: Anatomy,
     budget: Budget,
     scores: UnitScores,
     *,
-    allocation: Allocation = "uniform",
+    allocation: str = "uniform",
     layers: list[int] | None = None,
     rank_by: RankBy = "score_per_parameter",
     added_params: int = 0,
 ) -> Masks:
     """Removes the lowest-scored units until the budget is met, to the nearest MLP channel.
 
-    "uniform" removes the same fraction in every layer (`solve_uniform`), choosing by score within a layer. "global"
-    compares all units of all layers by score per parameter, so that a KV group, which holds hundreds of times the
-    parameters of a channel, competes fairly. One group and one channel of each layer always stay.
-
     Args:
-        rank_by: of "global": by score per parameter, or by the score as it is where it is an average already (FLAP).
+        allocation: a name of `known_allocations`.
+        layers: those that may be pruned; None: all.
+        rank_by: see `Shares`.
         added_params: parameters that the method itself adds (biases that compensate), which must be saved elsewhere.
 
     Raises:
@@ -78,15 +132,24 @@ def allocate(
     if added_params:
         budget = Budget((budget.params_to_remove(anatomy) + added_params) / anatomy.dense_params.of(budget.basis), budget.basis)
     chosen = list(range(len(anatomy.layers))) if layers is None else layers
-    groups = [torch.ones(len(score), dtype=torch.bool) for score in scores.kv_groups]
-    channels = [torch.ones(len(score), dtype=torch.bool) for score in scores.ffn]
-    if allocation == "uniform":
-        for i, counts in solve_uniform(anatomy, budget, chosen).items():
-            groups[i][lowest(scores.kv_groups[i], counts.kv_groups)] = False
-            channels[i][lowest(scores.ffn[i], counts.channels)] = False
-    else:
-        _remove_globally(anatomy, budget, scores, chosen, groups, channels, rank_by)
-    return Masks.of(anatomy, kv_groups=groups, ffn=channels)
+    masks = _ALLOCATIONS[_known(allocation)](Shares(anatomy, budget, scores, chosen, rank_by))
+    budget.check(anatomy.dense_params, masks.count(anatomy))
+    return masks
+
+
+@register_allocation("uniform")
+def _uniform(shares: Shares) -> Masks:
+    """Removes the same fraction in every layer (`solve_uniform`), by score within a layer."""
+    groups, channels = _everything(shares.scores)
+    for i, counts in solve_uniform(shares.anatomy, shares.budget, shares.layers).items():
+        groups[i][lowest(shares.scores.kv_groups[i], counts.kv_groups)] = False
+        channels[i][lowest(shares.scores.ffn[i], counts.channels)] = False
+    return Masks.of(shares.anatomy, kv_groups=groups, ffn=channels)
+
+
+def _everything(scores: UnitScores) -> tuple[list[Tensor], list[Tensor]]:
+    """Masks of groups and channels that keep all."""
+    return tuple([torch.ones(len(score), dtype=torch.bool) for score in kind] for kind in (scores.kv_groups, scores.ffn))  # type: ignore[return-value]
 
 
 def lowest(scores: Tensor, count: int) -> Tensor:
@@ -94,25 +157,24 @@ def lowest(scores: Tensor, count: int) -> Tensor:
     return torch.argsort(scores, stable=True)[:count]
 
 
-def _remove_globally(
-    anatomy: Anatomy,
-    budget: Budget,
-    scores: UnitScores,
-    layers: list[int],
-    groups: list[Tensor],
-    channels: list[Tensor],
-    rank_by: RankBy,
-) -> None:
+@register_allocation("global")
+def _global(shares: Shares) -> Masks:
+    """Compares all units of all layers; one group and one channel of each layer always stay.
+
+    By score per parameter a KV group, which holds hundreds of times the parameters of a channel, competes fairly.
+    """
+    anatomy, scores = shares.anatomy, shares.scores
+    groups, channels = _everything(scores)
     units = []  # (rank, parameters, mask, position)
-    for i in layers:
+    for i in shares.layers:
         for masks, unit_scores, params in (
             (groups, scores.kv_groups, anatomy.kv_group_params(i)),
             (channels, scores.ffn, anatomy.channel_params(i)),
         ):
             spared = int(unit_scores[i].argmax()) if len(unit_scores[i]) else -1
-            ranks = unit_scores[i].double() / (max(params, 1) if rank_by == "score_per_parameter" else 1)
+            ranks = unit_scores[i].double() / (max(params, 1) if shares.rank_by == "score_per_parameter" else 1)
             units += [(rank, params, masks[i], j) for j, rank in enumerate(ranks.tolist()) if j != spared]
-    rest = budget.params_to_remove(anatomy)
+    rest = shares.budget.params_to_remove(anatomy)
     left = []
     for _, params, mask, position in sorted(units, key=lambda unit: unit[0]):
         if params <= rest:
@@ -124,9 +186,7 @@ def _remove_globally(
     if left and rest > finest / 2:
         _, mask, position = next(unit for unit in left if unit[0] == finest)
         mask[position] = False
-    dense = anatomy.dense_params
-    kept = Masks.of(anatomy, kv_groups=groups, ffn=channels).count(anatomy)
-    budget.check(dense, kept)
+    return Masks.of(anatomy, kv_groups=groups, ffn=channels)
 
 
 def remove_blocks(anatomy: Anatomy, budget: Budget, order: Sequence[int], channel_scores: Sequence[Tensor] | None = None) -> Masks:

@@ -51,7 +51,7 @@ class BlockInfluence(Pruner[BlockInfluenceConfig]):
     Config = BlockInfluenceConfig
 
     def prune(self, model: PreTrainedModel, budget: Budget, data: PruningData, run: Run) -> Masks:
-        samples = data.require_calibration("block_influence")
+        samples = data.require_calibration("block_influence", model)
         anatomy = Anatomy.from_model(model)
         influence = Influence(anatomy, self.config.measure, self.config.skip_tokens)
         with influence.watching(model, pairs=self.config.choice == "window"):

@@ -25,9 +25,9 @@ from prunebench.models.anatomy import Anatomy, count_params
 from prunebench.models.budget import Budget
 from prunebench.models.checkpoint import load_pruned, save_pruned
 from prunebench.models.errors import PrunebenchError
+from prunebench.models.gating.soft_masks import apply_masks
 from prunebench.models.masks import Masks
 from prunebench.models.slice import slice_model
-from prunebench.models.soft_masks import apply_masks
 from prunebench.models.tiny import FAMILIES, VOCAB_SIZE, random_tokens, tiny_model
 
 SPARSITIES = (0.2, 0.4)

@@ -42,7 +42,7 @@ class Flap(Pruner[FlapConfig]):
     Config = FlapConfig
 
     def prune(self, model: PreTrainedModel, budget: Budget, data: PruningData, run: Run) -> Masks:
-        samples = data.require_calibration("flap")
+        samples = data.require_calibration("flap", model)
         anatomy = Anatomy.from_model(model)
         outputs = [path for layer in anatomy.layers for path in _outputs(anatomy, layer.index)]
         with watched_inputs(model, outputs, InputMoments) as moments:

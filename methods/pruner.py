@@ -13,11 +13,14 @@ from pydantic import BaseModel, ConfigDict
 from transformers import PreTrainedModel
 
 from prunebench.methods.data import PruningData
+from prunebench.methods.data.training_text import training_texts
 from prunebench.models.anatomy import Anatomy
 from prunebench.models.budget import Budget
 from prunebench.models.masks import Masks
+from prunebench.models.special_tokens import Bos
 
 Progress = Callable[[str, int, int], None]
+CountPrompt = Callable[[str, Bos], int]
 
 
 class PrunerConfig(BaseModel):
@@ -103,6 +106,20 @@ class Pruner(ABC, Generic[ConfigT]):
     def training_tokens(self) -> int | None:
         """Tokens that the method trains on with its settings, for the estimates of `plan`; None where the text's length decides."""
         return 0
+
+    def lengths(self, seq_len: int, prompt_tokens: CountPrompt) -> dict[str, int]:
+        """Tokens of the longest sequences that the method hands to the model, by the setting that makes them so long.
+
+        A run is refused before it starts where one is more than the model's context. By default these are the calibration
+        samples and every `TrainingConfig` among the settings; a method that hands over longer sequences overrides this.
+
+        Args:
+            seq_len: tokens of a calibration sample.
+            prompt_tokens: called with a text that stands before others and its `bos`, gives its number of tokens; 0 where the
+                tokenizer isn't at hand yet.
+        """
+        texts = {f"{name}.max_len": text.max_len for name, text in training_texts(self.config).items() if text.source != "calibration"}
+        return ({"calibration.seq_len": seq_len} if self.needs_calibration else {}) | texts
 
     @abstractmethod
     def prune(self, model: PreTrainedModel, budget: Budget, data: PruningData, run: Run) -> Masks:

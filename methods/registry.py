@@ -1,8 +1,7 @@
-"""Finds pruning methods by name: built-ins (imported when asked for), installed packages, single files."""
+"""Finds pruning methods and recoveries by name: built-ins (imported when asked for), installed packages, single files."""
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import importlib
 import importlib.machinery
@@ -10,115 +9,182 @@ import importlib.metadata
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import ClassVar, Generic, TypeVar
 
-from prunebench.methods.pruner import Pruner
-from prunebench.models.errors import BadInput
+from transformers import PreTrainedModel
 
-ENTRY_POINT_GROUP = "prunebench.pruners"
+from prunebench.methods.allocation import known_allocations
+from prunebench.methods.data import PruningData
+from prunebench.methods.pruner import Pruner, PrunerConfig, Run, Support
+from prunebench.methods.recovery.recovery import Recovery
+from prunebench.models.anatomy import Anatomy
+from prunebench.models.budget import Budget
+from prunebench.models.errors import BadInput, UnsupportedModel
+from prunebench.models.masks import Masks
+from prunebench.models.suggest import unknown
 
-BUILT_IN = {
-    "block_influence": "prunebench.methods.block_influence:BlockInfluence",
-    "compresso": "prunebench.methods.compresso.pruner:Compresso",
-    "flap": "prunebench.methods.flap:Flap",
-    "llm_pruner": "prunebench.methods.llm_pruner.pruner:LLMPruner",
-    "magnitude": "prunebench.methods.magnitude:Magnitude",
-    "nuteprune": "prunebench.methods.nuteprune.pruner:NutePrune",
-    "random": "prunebench.methods.random:Random",
-    "slicegpt": "prunebench.methods.slicegpt:SliceGPT",
-    "sparsegpt": "prunebench.methods.sparsegpt:SparseGPT",
-    "wanda": "prunebench.methods.wanda:Wanda",
-    "wanda_sp": "prunebench.methods.wanda_sp:WandaSp",
-}
-
-_registered: dict[str, type[Pruner]] = {}
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class PrunerInfo:
-    """Where a known method comes from."""
+class Info:
+    """Where something known by name comes from."""
 
     name: str
     origin: str
 
 
-def register(name: str) -> Callable[[type[Pruner]], type[Pruner]]:
-    """Class decorator that makes a pruner known as `name`.
+class Registry(Generic[T]):
+    """Classes of one kind by name.
 
-    Raises:
-        BadInput: not a Pruner class, a malformed name, or a name that another class already has; both places are named.
+    Args:
+        kind: what one is called in sentences; base: what each must be a subclass of; task: its method to implement.
+        group: entry points of installed packages.
+        built_in: name -> "module:Class".
     """
 
-    def decorate(pruner: type[Pruner]) -> type[Pruner]:
-        where = _location(pruner)
-        if not (inspect.isclass(pruner) and issubclass(pruner, Pruner)):
-            raise BadInput(f"@register({name!r}) is on {where}, which is not a subclass of methods.pruner.Pruner.")
-        if not (name.isidentifier() and name == name.lower()):
-            raise BadInput(f"pruner name {name!r} ({where}) is not lower_snake_case.")
-        if inspect.isabstract(pruner):
-            raise BadInput(f"pruner {name!r} ({where}) does not implement prune(self, model, budget, data, run).")
-        if name in BUILT_IN and BUILT_IN[name] != f"{pruner.__module__}:{pruner.__qualname__}":
-            raise BadInput(f"pruner {name!r} ({where}) has the name of a built-in method ({BUILT_IN[name]}).")
-        other = _registered.get(name)
-        if other is not None and _location(other) != where:
-            raise BadInput(f"pruner {name!r} is defined twice: at {_location(other)} and at {where}.")
-        pruner.name = name
-        _registered[name] = pruner
-        return pruner
+    def __init__(self, kind: str, base: type[T], task: str, group: str, built_in: Mapping[str, str]) -> None:
+        self.kind, self.base, self.task, self.group, self.built_in = kind, base, task, group, built_in
+        self.registered: dict[str, type[T]] = {}
 
-    return decorate
+    def register(self, name: str) -> Callable[[type[T]], type[T]]:
+        """Class decorator that makes a class known as `name`.
+
+        Raises:
+            BadInput: not a subclass of the base, a malformed name, or a name that another class already has; both places are named.
+        """
+
+        def decorate(found: type[T]) -> type[T]:
+            where = _location(found)
+            base = f"{self.base.__module__.removeprefix('prunebench.')}.{self.base.__name__}"
+            if not (inspect.isclass(found) and issubclass(found, self.base)):
+                raise BadInput(f"{self.kind} {name!r} ({where}) is not a subclass of {base}.")
+            if not (name.isidentifier() and name == name.lower()):
+                raise BadInput(f"{self.kind} name {name!r} ({where}) is not lower_snake_case.")
+            if inspect.isabstract(found):
+                raise BadInput(f"{self.kind} {name!r} ({where}) does not implement {self.task}.")
+            if name in self.built_in and self.built_in[name] != f"{found.__module__}:{found.__qualname__}":
+                raise BadInput(f"{self.kind} {name!r} ({where}) has the name of a built-in one ({self.built_in[name]}).")
+            other = self.registered.get(name)
+            if other is not None and _location(other) != where:
+                raise BadInput(f"{self.kind} {name!r} is defined twice: at {_location(other)} and at {where}.")
+            found.name = name  # type: ignore[attr-defined]  # both bases have it
+            self.registered[name] = found
+            return found
+
+        return decorate
+
+    def known(self) -> dict[str, Info]:
+        """Every name that `get` would find, without importing any class."""
+        found = {name: Info(name, "built-in") for name in self.built_in}
+        for entry in importlib.metadata.entry_points(group=self.group):
+            found.setdefault(entry.name, Info(entry.name, f"package {entry.dist.name if entry.dist else '?'}"))
+        for name, one in self.registered.items():
+            found.setdefault(name, Info(name, _location(one)))
+        return dict(sorted(found.items()))
+
+    def get(self, name: str) -> type[T]:
+        """The class of that name.
+
+        Raises:
+            BadInput: unknown name (with the nearest known one), or a package whose entry point fails.
+        """
+        if name in self.registered:
+            return self.registered[name]
+        if name in self.built_in:
+            module, _, found = self.built_in[name].partition(":")
+            return self.registered.setdefault(name, getattr(importlib.import_module(module), found))
+        for entry in importlib.metadata.entry_points(group=self.group):
+            if entry.name == name:
+                return self._load(entry)
+        raise unknown(self.kind, name, self.known())
+
+    def _load(self, entry: importlib.metadata.EntryPoint) -> type[T]:
+        try:
+            loaded = entry.load()
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a foreign package may fail in any way, also by sys.exit()
+            raise BadInput(f"{self.kind} {entry.name!r} (entry point {entry.value!r}) can't be imported: {error!r}.") from error
+        if entry.name not in self.registered:
+            self.register(entry.name)(loaded)
+        return self.registered[entry.name]
 
 
-def _location(pruner: object) -> str:
+def _location(found: object) -> str:
     try:
-        file, line = inspect.getsourcefile(pruner), inspect.getsourcelines(pruner)[1]  # type: ignore[arg-type]
+        file, line = inspect.getsourcefile(found), inspect.getsourcelines(found)[1]  # type: ignore[arg-type]
     except (TypeError, OSError):
-        return f"{getattr(pruner, '__module__', '?')}.{getattr(pruner, '__qualname__', pruner)}"
+        return f"{getattr(found, '__module__', '?')}.{getattr(found, '__qualname__', found)}"
     return f"{file}:{line}"
 
 
-def known_pruners() -> dict[str, PrunerInfo]:
-    """Every method that `get_pruner` would find, by name, without importing any."""
-    known = {name: PrunerInfo(name, "built-in") for name in BUILT_IN}
-    for entry in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
-        package = entry.dist.name if entry.dist else "?"
-        known.setdefault(entry.name, PrunerInfo(entry.name, f"package {package}"))
-    for name, pruner in _registered.items():
-        known.setdefault(name, PrunerInfo(name, _location(pruner)))
-    return dict(sorted(known.items()))
+PRUNERS: Registry[Pruner] = Registry(
+    "pruner",
+    Pruner,  # type: ignore[type-abstract]
+    "prune(self, model, budget, data, run)",
+    "prunebench.pruners",
+    {
+        "block_influence": "prunebench.methods.block_influence:BlockInfluence",
+        "compresso": "prunebench.methods.compresso.pruner:Compresso",
+        "flap": "prunebench.methods.flap:Flap",
+        "llm_pruner": "prunebench.methods.llm_pruner.pruner:LLMPruner",
+        "magnitude": "prunebench.methods.magnitude:Magnitude",
+        "nuteprune": "prunebench.methods.nuteprune.pruner:NutePrune",
+        "random": "prunebench.methods.random:Random",
+        "slicegpt": "prunebench.methods.registry:SliceGPT",
+        "sparsegpt": "prunebench.methods.sparsegpt:SparseGPT",
+        "wanda": "prunebench.methods.wanda:Wanda",
+        "wanda_sp": "prunebench.methods.wanda_sp:WandaSp",
+    },
+)
+RECOVERIES: Registry[Recovery] = Registry(
+    "recovery",
+    Recovery,  # type: ignore[type-abstract]
+    "recover(self, model, settings, data, run)",
+    "prunebench.recoveries",
+    {"none": "prunebench.methods.recovery.none:NoRecovery", "lora": "prunebench.methods.recovery.lora:Lora"},
+)
+
+register = PRUNERS.register
+get_pruner = PRUNERS.get
+known_pruners = PRUNERS.known
+register_recovery = RECOVERIES.register
+get_recovery = RECOVERIES.get
+known_recoveries = RECOVERIES.known
 
 
-def get_pruner(name: str) -> type[Pruner]:
-    """The class of a method.
-
-    Raises:
-        BadInput: unknown name (with the nearest known one), or a package whose entry point fails.
-    """
-    if name in _registered:
-        return _registered[name]
-    if name in BUILT_IN:
-        importlib.import_module(BUILT_IN[name].partition(":")[0])
-        return _registered[name]
-    for entry in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
-        if entry.name == name:
-            return _load_entry_point(entry)
-    known = list(known_pruners())
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
-    raise BadInput(f"Unknown pruner {name!r}.{hint} Known: {', '.join(known)}.")
+# --- methods that can't take part ------------------------------------------------------------------------------------
 
 
-def _load_entry_point(entry: importlib.metadata.EntryPoint) -> type[Pruner]:
-    try:
-        loaded = entry.load()
-    except Exception as error:  # a foreign package may fail in any way
-        raise BadInput(f"pruner {entry.name!r} (entry point {entry.value!r}) can't be imported: {error!r}.") from error
-    if entry.name not in _registered:
-        register(entry.name)(loaded)
-    return _registered[entry.name]
+class Refused(Pruner[PrunerConfig]):
+    """A method that is known by name, so that a grid that lists it gets a row with the reason."""
+
+    reason: ClassVar[str]
+
+    def supports(self, anatomy: Anatomy) -> Support:
+        return Support.no(self.reason)
+
+    def prune(self, model: PreTrainedModel, budget: Budget, data: PruningData, run: Run) -> Masks:
+        raise UnsupportedModel(self.reason)
+
+
+@register("slicegpt")
+class SliceGPT(Refused):
+    """SliceGPT (arXiv 2401.15024); see docs/methods/slicegpt.md."""
+
+    reason = (
+        "SliceGPT rotates the residual stream anew in each layer and puts two shortcut matrices into every layer, which a plain "
+        "transformers checkpoint can't hold and which take back much of what slicing saves; for residual width use "
+        "llm_pruner with strategy 'channel'."
+    )
+
+
+# --- plugin files ----------------------------------------------------------------------------------------------------
 
 
 def load_plugin(path: Path) -> list[str]:
@@ -129,18 +195,26 @@ def load_plugin(path: Path) -> list[str]:
     """
     path = path.expanduser().resolve()
     if not path.is_file() or path.suffix != ".py":
-        raise BadInput(f"plugin {str(path)!r} is not a Python file; give the path of one .py file that registers a Pruner.")
+        accepted = "give the path of one .py file that registers a Pruner, or of a .yaml file with protocols"
+        raise BadInput(f"plugin {str(path)!r} is not a Python file; {accepted}.")
     module_name = f"prunebench_plugin_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     if module_name not in sys.modules:
-        before = set(_registered)
+        before = _all_registered()
         _import_file(path, module_name)
-        _plugin_names[module_name] = sorted(set(_registered) - before)
-    if not _plugin_names[module_name]:
-        raise BadInput(f"plugin {path} registers no pruner; decorate its class with @register('name').")
-    return _plugin_names[module_name]
+        _plugin_names[module_name] = _all_registered() - before
+    names = _plugin_names[module_name]
+    if not names:
+        raise BadInput(f"plugin {path} registers no pruner, recovery or allocation; decorate its class with @register('name').")
+    return sorted(name for kind, name in names if kind == "pruner")
 
 
-_plugin_names: dict[str, list[str]] = {}
+def _all_registered() -> set[tuple[str, str]]:
+    """(kind, name) of everything that is known by a decorator."""
+    named = {registry.kind: registry.registered for registry in (PRUNERS, RECOVERIES)}
+    return {(kind, name) for kind, found in (*named.items(), ("allocation", known_allocations())) for name in found}
+
+
+_plugin_names: dict[str, set[tuple[str, str]]] = {}
 
 
 def _import_file(path: Path, module_name: str) -> ModuleType:
@@ -153,7 +227,9 @@ def _import_file(path: Path, module_name: str) -> ModuleType:
     except BadInput:
         del sys.modules[module_name]
         raise
-    except Exception as error:  # a plugin may fail in any way
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a plugin may fail in any way, also by sys.exit()
         del sys.modules[module_name]
         raise BadInput(f"plugin {path} can't be imported: {error!r}.") from error
     return module

@@ -33,7 +33,7 @@ class SparseGPT(Pruner[SparseGPTConfig]):
     structured = False
 
     def prune(self, model: PreTrainedModel, budget: Budget, data: PruningData, run: Run) -> Masks:
-        samples = data.require_calibration("sparsegpt")
+        samples = data.require_calibration("sparsegpt", model)
         anatomy = Anatomy.from_model(model)
         fraction = zero_fraction(anatomy, budget, self.config.pattern)
 

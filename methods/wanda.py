@@ -26,7 +26,7 @@ class Wanda(Pruner[UnstructuredConfig]):
     structured = False
 
     def prune(self, model: PreTrainedModel, budget: Budget, data: PruningData, run: Run) -> Masks:
-        samples = data.require_calibration("wanda")
+        samples = data.require_calibration("wanda", model)
         anatomy = Anatomy.from_model(model)
         fraction = zero_fraction(anatomy, budget, self.config.pattern)
 

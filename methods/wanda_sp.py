@@ -16,8 +16,8 @@ from prunebench.methods.pruner import Pruner, PrunerConfig, Run
 from prunebench.methods.registry import register
 from prunebench.models.anatomy import Anatomy
 from prunebench.models.budget import Budget, solve_uniform
+from prunebench.models.gating.soft_masks import apply_masks
 from prunebench.models.masks import Masks
-from prunebench.models.soft_masks import apply_masks
 
 
 class WandaSpConfig(PrunerConfig):
@@ -39,7 +39,7 @@ class WandaSp(Pruner[WandaSpConfig]):
     Config = WandaSpConfig
 
     def prune(self, model: PreTrainedModel, budget: Budget, data: PruningData, run: Run) -> Masks:
-        samples = data.require_calibration("wanda_sp")
+        samples = data.require_calibration("wanda_sp", model)
         anatomy = Anatomy.from_model(model)
         counts = solve_uniform(anatomy, budget, unprotected_layers(anatomy, self.config.protect_first, self.config.protect_last))
         sizes = [anatomy.layer_sizes(layer.index) for layer in anatomy.layers]

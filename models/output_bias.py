@@ -1,7 +1,7 @@
 """Biases on output projections: the one tensor that a pruner may add to a model.
 
 FLAP makes up for removed inputs by a constant (arXiv 2312.11983, eq. 8). Llama-kind output projections have no bias;
-`ensure_output_bias` gives one to a single projection, and slicing and checkpoints carry it (`models.pruned_modeling`).
+`ensure_output_bias` gives one to a single projection, and slicing and checkpoints carry it (`models.modeling_pruned`).
 """
 
 from __future__ import annotations

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from prunebench.models import pruned_modeling
+from prunebench.models import modeling_pruned
 from prunebench.models.anatomy import MLP, Anatomy, Attention
 from prunebench.models.masks import Masks
 
-MODELING_FILE = "modeling_pruned"  # the name under which models/pruned_modeling.py travels with a checkpoint
+MODELING_FILE = "modeling_pruned"  # the name under which models/modeling_pruned.py travels with a checkpoint
 
 
 def slice_model(model: PreTrainedModel, masks: Masks) -> PreTrainedModel:
@@ -33,7 +33,7 @@ def slice_model(model: PreTrainedModel, masks: Masks) -> PreTrainedModel:
     with torch.no_grad():
         tensors = _cut_tensors(model, anatomy, masks)
     base = type(model)
-    model_class = base if hasattr(model.config, "pruning") else pruned_modeling.pruned_model_class(base)
+    model_class = base if hasattr(model.config, "pruning") else modeling_pruned.pruned_model_class(base)
     config = _pruned_config(model.config, model_class, anatomy, masks)
     with torch.device("meta"):
         pruned = model_class(config)

@@ -9,21 +9,31 @@ from prunebench.models.errors import BadInput
 Bos = Literal["tokenizer", "always", "never"]
 """Whether a text begins with BOS: as the tokenizer does in real use, always, or never."""
 
-_PROBE = "a"
+_PROBES = ("a", "the", "1", ".", "Hello", " ")
+"""Texts of which at least one has tokens under any vocabulary."""
 
 
 def special_affixes(tokenizer: Any) -> tuple[list[int], list[int]]:
     """The ids that the tokenizer adds before and after every text when it is called as users call it.
 
     Returns:
-        (before, after): LLaMA and Gemma have ([bos], []), Qwen and SmolLM2 ([], []), T5 ([], [eos]).
+        (before, after): LLaMA and Gemma have ([bos], []), Qwen and SmolLM2 ([], []), T5 ([], [eos]), BERT ([cls], [sep]).
     """
-    bare = list(tokenizer(_PROBE, add_special_tokens=False)["input_ids"])
-    whole = list(tokenizer(_PROBE, add_special_tokens=True)["input_ids"])
-    for start in range(len(whole) - len(bare) + 1):
-        if whole[start : start + len(bare)] == bare:
-            return whole[:start], whole[start + len(bare) :]
-    return [], []
+    special = set(tokenizer.all_special_ids)
+    for probe in _PROBES:
+        bare = list(tokenizer(probe, add_special_tokens=False)["input_ids"])
+        whole = list(tokenizer(probe, add_special_tokens=True)["input_ids"])
+        if not bare or special & set(bare):  # nothing of the probe is in the vocabulary
+            continue
+        for start in range(len(whole) - len(bare) + 1):
+            if whole[start : start + len(bare)] == bare:
+                return whole[:start], whole[start + len(bare) :]
+    start, stop = 0, len(whole)  # a text is tokenised otherwise between special tokens
+    while start < stop and whole[start] in special:
+        start += 1
+    while stop > start and whole[stop - 1] in special:
+        stop -= 1
+    return whole[:start], whole[stop:]
 
 
 def bos_ids(tokenizer: Any, bos: Bos = "tokenizer") -> list[int]:

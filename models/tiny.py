@@ -72,13 +72,18 @@ def tiny_model(family: str, *, seed: int = 0, **overrides: Any) -> PreTrainedMod
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = getattr(transformers, model_class)(config)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.ndim == 1:
-                    parameter.add_(0.3 * torch.randn_like(parameter))
-                else:
-                    parameter.normal_(std=0.15)
+        randomise(model)
     return model.eval()
+
+
+@torch.no_grad()
+def randomise(model: PreTrainedModel) -> None:
+    """Draws every weight anew from torch's generator: matrices around zero, vectors (norms, biases) around what they are."""
+    for parameter in model.parameters():
+        if parameter.ndim == 1:
+            parameter.add_(0.3 * torch.randn_like(parameter))
+        else:
+            parameter.normal_(std=0.15)
 
 
 def random_tokens(batch: int = 2, length: int = 24, *, seed: int = 0) -> torch.Tensor:

@@ -1,1 +1,21 @@
-../run_all.py
+"""The reproduction script: one YAML grid in, every record and the leaderboard out. `python run_all.py --help`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import prunebench  # noqa: F401 (found beside this file; a plugin's own `models` or `methods` must not be, see below)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Hands the command line over; returns the exit code (0 done, 1 a cell failed, 2 bad input, 130 stopped)."""
+    from prunebench.experiments.commands import main as command_main
+    from prunebench.leaderboard import build_report
+
+    return command_main(argv, build_report)
+
+
+if __name__ == "__main__":
+    sys.path.append(sys.path.pop(0))  # this file's folder last: a researcher's own packages go before our folders
+    sys.exit(main())

@@ -90,3 +90,51 @@ def test_nothing_reads_or_writes_pickles() -> None:
             if name.split(".")[0] in ("pickle", "dill", "cloudpickle", "shelve", "marshal", "joblib"):
                 wrong.append(f"{path.relative_to(ROOT)}:{line} imports {name}")
     assert not wrong, "\n".join(wrong)
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the rooms by its dotted name without `prunebench.`."""
+    named = {}
+    for _, path in sources():
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        named[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return named
+
+
+def circles(graph: dict[str, set[str]]) -> list[set[str]]:
+    """Groups of modules that reach each other , the strongly connected components of the import graph."""
+
+    def reached(start: str) -> set[str]:
+        found: set[str] = set()
+        waiting = [start]
+        while waiting:
+            for following in graph[waiting.pop()] - found:
+                found.add(following)
+                waiting.append(following)
+        return found
+
+    reach = {name: reached(name) for name in graph}
+    groups = {frozenset({name} | {other for other in reach[name] if name in reach[other]}) for name in graph}
+    return [set(group) for group in groups if len(group) > 1]
+
+
+def test_no_modules_import_each_other_but_the_anatomy_and_its_reader() -> None:
+    known = modules()
+    graph: dict[str, set[str]] = {}
+    for name, path in known.items():
+        graph[name] = set()
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        hidden = {id(node) for branch in ast.walk(tree) if is_for_types_only(branch) for node in ast.walk(branch)}
+        for node in ast.walk(tree):
+            if id(node) in hidden:
+                continue
+            for target, _ in imported(ast.Module([node], [])) if isinstance(node, ast.Import | ast.ImportFrom) else ():
+                while target and target not in known:
+                    target = target.rpartition(".")[0]
+                graph[name] |= {target} - {name, ""}
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [{"a", "b", "c"}]
+    assert circles(graph) in ([], [{"models.anatomy", "models.anatomy_reader"}])
+
+
+def is_for_types_only(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)

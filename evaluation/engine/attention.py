@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prunebench.evaluation.engine.prefix_tree import Segment, Unit
-from prunebench.models.attention_interface import attention_function
+from prunebench.models.gating.attention_interface import attention_function
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -137,6 +137,11 @@ class PackedRow:
     @property
     def prefix_length(self) -> int:
         return self.prefix.length if self.prefix is not None else 0
+
+    @property
+    def windows(self) -> set[int]:
+        """Window sizes that the model's layers asked for in this row."""
+        return {window for window, _ in self._masks if window is not None}
 
     def keep(self) -> None:
         """Remember this row's own keys and values of every layer."""

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from prunebench.evaluation.engine.encoding import Encoder
 from prunebench.evaluation.engine.generation import NON_FINITE, GenerationRequest, Generator
-from prunebench.evaluation.engine.scoring import Score, ScoreRequest, make_scorer, plain_scores
+from prunebench.evaluation.engine.scoring import Score, ScoreRequest, plain_scores
+from prunebench.evaluation.engine.self_check import differs_on, make_scorer, refuse_non_causal, usable_rows
+from prunebench.evaluation.own_code import is_stock
 from prunebench.models.errors import BadInput, PrunebenchError
+from prunebench.models.special_tokens import Bos
 
 log = logging.getLogger(__name__)
 
@@ -74,9 +78,16 @@ class Engine:
         model, tokenizer: a transformers causal LM on its device, and its tokenizer.
         prompt: text put before every request, computed once; a request's own BOS is dropped then. None or "" for none.
         row_tokens: distinct tokens a packed row holds; None chooses by the memory at hand.
+        bos: whether a text begins with BOS (see `Encoder`). Something has to stand before a choice without context, so
+            there the prefix token stands whatever `bos` is.
+
+    Raises:
+        BadInput: the model isn't causal; a prompt that fills the context; `bos` is 'always' and there is no BOS.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, prompt: str | None = None, row_tokens: int | None = None) -> None:
+    def __init__(
+        self, model: Any, tokenizer: Any, prompt: str | None = None, row_tokens: int | None = None, bos: Bos = "tokenizer"
+    ) -> None:
         if row_tokens is not None and row_tokens < 1:
             raise BadInput(f"token_budget is {row_tokens}; give a positive number of tokens.")
         model.eval()
@@ -84,18 +95,30 @@ class Engine:
         self.tokenizer = tokenizer
         self.row_tokens = row_tokens
         self.notes: list[str] = []
-        self.prompt_ids = self._prompt_ids(prompt)
-        self.max_length = context_length(model.config, tokenizer) - len(self.prompt_ids)
+        context = context_length(model.config, tokenizer)
+        refuse_non_causal(model, context)
+        self.encoder = Encoder(tokenizer, prompt, bos, usable_rows(model))
+        self.prompt_ids = self.encoder.prompt_ids
+        if self.encoder.ends:
+            self._note(f"the tokenizer ends every text with {self.encoder.shown(self.encoder.ends)}, which is left away here")
+        self.max_length = context - len(self.prompt_ids)
         if self.max_length < 2:
             raise BadInput(f"The prompt holds {len(self.prompt_ids)} tokens, which fills the model's whole context.")
-        self.scorer, self.problem = make_scorer(model, row_tokens)
-        if self.scorer is None:
-            self.notes.append(f"{self.problem}; every request was computed on its own")
-            log.warning(self.notes[-1])
+        sharing = make_scorer(model, row_tokens, context)
+        self.scorer = sharing.scorer
+        self.shared_up_to, self.limit = sharing.up_to, sharing.limit
+        self.checked_up_to: float = math.inf if is_stock(model) else 0  # tokens; longer requests are compared first
+        if sharing.problem:
+            self._note(f"{sharing.problem}; every request was computed on its own")
         self.generator = Generator(model, row_tokens)
-        self.generation_problem = self.problem or unusual_generation(model)
-        if self.generation_problem and not self.problem:
-            self.notes.append(f"{self.generation_problem}; texts were generated one by one")
+        self.unusual = unusual_generation(model)
+        if self.unusual:
+            self._note(f"{self.unusual}; texts were generated one by one")
+
+    def _note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
+            log.warning(text)
 
     @property
     def tokens_computed(self) -> int:
@@ -103,51 +126,49 @@ class Engine:
         scored = self.scorer.tokens_computed if self.scorer is not None else 0
         return scored + self.generator.tokens_computed
 
-    @property
-    def prefix_token(self) -> int:
-        """What stands before a text that has no context: BOS, or EOS where there is none."""
-        for token in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id):
-            if token is not None:
-                return int(token)
-        raise BadInput("The tokenizer has neither a BOS nor an EOS token, so a text without context can't be scored.")
-
-    def _prompt_ids(self, prompt: str | None) -> list[int]:
-        if not prompt:
-            return []
-        ids = list(self.tokenizer.encode(prompt, add_special_tokens=False))
-        if self.tokenizer.bos_token_id is not None:
-            ids = [int(self.tokenizer.bos_token_id), *ids]
-        return ids
-
-    def encode(self, texts: Iterable[str], add_special_tokens: bool | None = None) -> dict[str, list[int]]:
-        """Token ids of every distinct text, as the `hf` backend encodes it: the tokenizer's own special tokens,
-        but none where the text already starts with the BOS (or EOS) text, and no BOS behind a prompt."""
-        prefix = ""
-        if self.tokenizer.bos_token_id is not None or self.tokenizer.eos_token_id is not None:
-            prefix = self.tokenizer.decode(self.prefix_token)
-        distinct = list(dict.fromkeys(texts))
-        plain: list[str] = []
-        special: list[str] = []
-        for text in distinct:
-            has_own = bool(prefix) and text.startswith(prefix)
-            (plain if add_special_tokens is False or has_own else special).append(text)
-        found: dict[str, list[int]] = {}
-        for group, adds in ((plain, False), (special, True)):
-            if group:
-                ids = self.tokenizer(group, add_special_tokens=adds)["input_ids"]
-                found.update(zip(group, ids, strict=True))
-        return found
-
-    def _behind_prompt(self, ids: list[int]) -> list[int]:
-        if self.prompt_ids and ids and ids[0] == self.tokenizer.bos_token_id:
-            return ids[1:]
-        return ids
-
     def score(self, requests: Sequence[ScoreRequest], progress: Callable[[int, int], None] | None = None) -> list[Score]:
         """Scores of token requests; shared where the model allows."""
+        together = self._shared([len(request.inputs) for request in requests])
+        self._compare([requests[index].inputs for index in together])
         if self.scorer is None:
             return plain_scores(self.model, requests)
-        return self.scorer.score(requests, progress)
+        if len(together) == len(requests):
+            return self.scorer.score(requests, progress)
+        alone = sorted(set(range(len(requests))) - set(together))
+        found = dict(zip(alone, plain_scores(self.model, [requests[index] for index in alone]), strict=True))
+        if together:
+            found |= zip(together, self.scorer.score([requests[index] for index in together], progress), strict=True)
+        return [found[index] for index in range(len(requests))]
+
+    def _shared(self, lengths: Sequence[int]) -> list[int]:
+        """Which sequences are short enough to share."""
+        limit = self.shared_up_to
+        if self.scorer is None or limit is None:
+            return list(range(len(lengths)))
+        found = [index for index, length in enumerate(lengths) if length <= limit]
+        if len(found) < len(lengths):
+            self._note(f"the model names {self.limit} {limit}: requests with more tokens were computed on their own")
+        return found
+
+    def _compare(self, sequences: Sequence[Sequence[int]]) -> None:
+        """Compares shared and plain form on the longest sequence; where they differ, nothing is shared any more.
+
+        Only where the model brings code of its own: that of libraries names in its config what it forgets. Nothing to
+        do where an earlier sequence was as long.
+        """
+        longest = max(sequences, key=len, default=())
+        if self.scorer is None or len(longest) <= self.checked_up_to or len(longest) < 2:
+            return
+        difference = differs_on(self.model, self.scorer, longest)
+        if difference is None:
+            self.checked_up_to = len(longest)
+            return
+        self.scorer = None
+        name = type(self.model).__name__
+        self._note(
+            f"{name} can't share prefixes between requests of {len(longest)} tokens ({difference}); every request was computed on its "
+            "own from there on"
+        )
 
     def loglikelihood(self, pairs: Sequence[tuple[str, str]], progress: Callable[[int, int], None] | None = None) -> Answers:
         """(log-likelihood, is greedy) of each continuation given its context.
@@ -157,17 +178,17 @@ class Engine:
             RequestProblem: a continuation without tokens, or longer than the context.
         """
         split = [_moved_spaces(context, continuation) for context, continuation in pairs]
-        encoded = self.encode([c for c, _ in split if c] + [c + t for c, t in split if c])
-        alone = self.encode([t for c, t in split if not c], add_special_tokens=False)
+        encoded = self.encoder.encode([c for c, _ in split if c] + [c + t for c, t in split if c])
+        alone = self.encoder.encode([t for c, t in split if not c], add_special_tokens=False)
         tokens = []
         for index, (context, continuation) in enumerate(split):
             if context:
                 before = encoded[context]
                 after = encoded[context + continuation][len(before) :]
-                before = self._behind_prompt(before)
-                before = before if before or self.prompt_ids else [self.prefix_token]
+                before = self.encoder.behind_prompt(before)
+                before = before if before or self.prompt_ids else [self.encoder.prefix_token]
             else:
-                before, after = [self.prefix_token], alone[continuation]
+                before, after = [self.encoder.prefix_token], alone[continuation]
                 if after[:1] == before:
                     after = after[1:]
                 if self.prompt_ids:
@@ -196,18 +217,31 @@ class Engine:
         return answers
 
     def loglikelihood_rolling(self, texts: Sequence[str], progress: Callable[[int, int], None] | None = None) -> Answers:
-        """Log-likelihood of each whole text, long ones in windows that don't overlap (the harness's rule)."""
-        encoded = self.encode(texts)
+        """Log-likelihood of each whole text, long ones in windows that don't overlap (the harness's rule).
+
+        The prefix token stands before the first token; where `bos` is 'never', the first token isn't scored instead.
+        """
+        encoded = self.encoder.encode(texts, add_special_tokens=None if self.encoder.bos == "tokenizer" else False)
         owners: list[int] = []
         tokens: list[tuple[list[int], list[int]]] = []
         for index, text in enumerate(texts):
-            for window in disjoint_windows(self._behind_prompt(encoded[text]), self.prefix_token, self.max_length):
+            ids = self.encoder.behind_prompt(encoded[text])
+            if self.prompt_ids:
+                windows = [(before[1:] if start == 0 else before, scored) for start, (before, scored) in enumerate(self._windows(0, ids))]
+            elif self.encoder.bos == "never":
+                windows = self._windows(ids[0], ids[1:]) if ids else []
+            else:
+                windows = self._windows(self.encoder.prefix_token, ids)
+            for window in windows:
                 owners.append(index)
                 tokens.append(window)
         totals = [0.0] * len(texts)
         for owner, (total, _) in zip(owners, self._score_pairs(tokens, progress).responses, strict=True):
             totals[owner] += total
         return Answers(totals)
+
+    def _windows(self, before: int, ids: list[int]) -> list[tuple[list[int], list[int]]]:
+        return disjoint_windows(ids, before, self.max_length)
 
     def generate_until(
         self,
@@ -219,7 +253,7 @@ class Engine:
         Raises:
             RequestProblem: a request that samples; NonFiniteScore: by the index of the request.
         """
-        encoded = self.encode([context for context, _ in requests])
+        encoded = self.encoder.encode([context for context, _ in requests])
         answers = Answers([])
         prepared = []
         stops = []
@@ -229,12 +263,12 @@ class Engine:
             new_tokens = _new_tokens(options)
             if self.max_length - new_tokens < 1:
                 raise RequestProblem(index, f"it asks for {new_tokens} new tokens; the model's context holds {self.max_length}")
-            ids = self._behind_prompt(encoded[context])
+            ids = self.encoder.behind_prompt(encoded[context])
             if len(ids) > self.max_length - new_tokens:
                 answers.truncated.add(index)
                 ids = ids[-(self.max_length - new_tokens) :]
             if not ids and not self.prompt_ids:
-                ids = [self.prefix_token]
+                ids = [self.encoder.prefix_token]
             until = options.get("until") or []
             until = [until] if isinstance(until, str) else list(until)
             stops.append(until)
@@ -266,8 +300,20 @@ class Engine:
         )
 
     def _generate(self, requests: list[GenerationRequest], progress: Callable[[int, int], None] | None) -> list[list[int]]:
-        if self.generation_problem is None:
+        together = self._shared([len(request.prompt) + request.max_new_tokens for request in requests])
+        if not self.unusual:
+            self._compare([_filled(requests[index]) for index in together])
+        if self.unusual or self.scorer is None:
+            return self._generate_alone(requests, progress)
+        if len(together) == len(requests):
             return self.generator.generate(requests, progress)
+        alone = sorted(set(range(len(requests))) - set(together))
+        found = dict(zip(alone, self._generate_alone([requests[index] for index in alone], None), strict=True))
+        found |= zip(together, self.generator.generate([requests[index] for index in together], progress), strict=True)
+        return [found[index] for index in range(len(requests))]
+
+    def _generate_alone(self, requests: list[GenerationRequest], progress: Callable[[int, int], None] | None) -> list[list[int]]:
+        """The model's own `generate`, one request after the other."""
         import torch
         from transformers import StoppingCriteria, StoppingCriteriaList
 
@@ -295,6 +341,13 @@ class Engine:
             if progress is not None:
                 progress(place + 1, len(requests))
         return results
+
+
+def _filled(request: GenerationRequest) -> list[int]:
+    """As many tokens as the request can come to: its prompt, again and again."""
+    length = len(request.prompt) + request.max_new_tokens
+    times = -(-length // len(request.prompt))
+    return (list(request.prompt) * times)[:length]
 
 
 PLAIN_SETTINGS = {
@@ -338,11 +391,12 @@ def _new_tokens(options: dict[str, Any]) -> int:
 
 
 def context_length(config: Any, tokenizer: Any) -> int:
-    """Tokens that fit into the model, as the harness finds it: the config, the tokenizer, then 2,048."""
-    for name in ("max_position_embeddings", "n_positions", "n_ctx", "seq_length"):
-        value = getattr(config, name, None)
-        if isinstance(value, int) and value > 0:
-            return value
+    """Tokens that fit into the model, as the harness finds it: the text model's config, the config, the tokenizer, then 2,048."""
+    for part in (getattr(config, "text_config", None), config):
+        for name in ("max_position_embeddings", "n_positions", "n_ctx", "seq_length"):
+            value = getattr(part, name, None)
+            if isinstance(value, int) and value > 0:
+                return value
     limit = getattr(tokenizer, "model_max_length", None)
     if isinstance(limit, int) and limit < 10**9:
         return limit

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prunebench.evaluation.engine.attention import PackedRow, Prefix, UnsupportedAttention, active_row, segment_cost, tree_attention
+from prunebench.evaluation.engine.attention import PackedRow, Prefix, active_row, segment_cost, tree_attention
 from prunebench.evaluation.engine.head import Head
 from prunebench.evaluation.engine.prefix_tree import (
     PrefixEnd,
@@ -88,6 +88,7 @@ class Scorer:
         self.largest_row = row_tokens or default_row_tokens(model)
         self.budget = RowBudget(self.largest_row)
         self.tokens_computed = 0
+        self.windows: set[int] = set()  # those that the model handed to the attention interface
         self._rows_since_halving = 0
 
     def score(self, requests: Sequence[ScoreRequest], progress: Callable[[int, int], None] | None = None) -> list[Score]:
@@ -184,6 +185,7 @@ class Scorer:
                 return
             hidden = hidden[torch.tensor(positions, device=hidden.device)]
             log_probs, greedy = self.head.score(hidden, rows, targets)
+        self.windows |= row.windows
         slots = np.fromiter((slot for _, _, slot in wanted), dtype=np.int64, count=len(wanted))
         batch.log_probs[slots] = log_probs.cpu().numpy()
         batch.greedy[slots] = greedy.cpu().numpy()
@@ -329,40 +331,3 @@ def plain_scores(model: PreTrainedModel, requests: Sequence[ScoreRequest], row_t
                 batch.greedy[slots] = greedy.cpu().numpy()
             place += len(group)
     return batch.scores()
-
-
-def _probe_requests(vocabulary: int) -> list[ScoreRequest]:
-    """A small random tree: a header, three contexts, two choices each."""
-    generator = np.random.default_rng(0)
-    header = generator.integers(0, vocabulary, 9).tolist()
-    requests = []
-    for length in (5, 9, 3):
-        context = header + generator.integers(0, vocabulary, length).tolist()
-        for choice in (1, 4):
-            tail = generator.integers(0, vocabulary, choice).tolist()
-            requests.append(ScoreRequest((context + tail)[:-1], tail))
-    return requests
-
-
-def make_scorer(model: PreTrainedModel, row_tokens: int | None = None) -> tuple[Scorer | None, str | None]:
-    """A scorer whose answers are this model's own, checked on a small random tree; or None and one sentence why not.
-
-    The sliced output projection is tried first, then the model's own. The tolerance grows with the dtype's coarseness.
-    """
-    requests = _probe_requests(int(model.config.vocab_size))
-    expected = plain_scores(model, requests)
-    dtype = next(model.parameters()).dtype
-    tolerance = 1e-3 if dtype in (torch.float32, torch.float64) else 0.2
-    problem = None
-    for uses_own_head in (False, True):
-        try:
-            scores = Scorer(model, 16, uses_own_head).score(requests)
-        except (UnsupportedAttention, TypeError, KeyError, AttributeError) as error:
-            problem = f"{type(model).__name__} can't share prefixes between requests ({error})"
-            continue
-        gap = max(float(np.abs(one.log_probs - other.log_probs).max()) for one, other in zip(scores, expected, strict=True))
-        both_fail = all(not np.isfinite(score.log_probs).all() for score in expected)
-        if gap <= tolerance or both_fail:  # a broken model's NaN is reported by the items, not here
-            return Scorer(model, row_tokens, uses_own_head), None
-        problem = f"{type(model).__name__} gives other answers in shared form (log-probabilities differ by {gap:.1e})"
-    return None, problem

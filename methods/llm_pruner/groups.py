@@ -30,7 +30,7 @@ class Members:
     def scores(self, reduction: Reduction) -> Tensor:
         """(groups,) float64, larger means keep.
 
-        The members of an index are reduced first, then the indices of a group are summed (spec section 4). With grouped
+        The members of an index are reduced first, then the indices of a group are summed, as in the released code. With grouped
         queries q and o hold q_heads_per_group times as many indices as k and v; index d of a group then means d of all its
         query heads, which are contiguous (transformers' `repeat_kv`). The official code adds up heads j, j + G, ...
         instead, which are not those that go.

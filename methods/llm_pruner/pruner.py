@@ -19,8 +19,8 @@ from prunebench.methods.pruner import Pruner, PrunerConfig, Run
 from prunebench.methods.registry import register
 from prunebench.models.anatomy import Anatomy
 from prunebench.models.budget import Budget
+from prunebench.models.gating.soft_masks import apply_masks
 from prunebench.models.masks import Masks
-from prunebench.models.soft_masks import apply_masks
 
 
 class LLMPrunerConfig(PrunerConfig):
@@ -59,7 +59,7 @@ class LLMPruner(Pruner[LLMPrunerConfig]):
         anatomy = Anatomy.from_model(model)
         if self.config.strategy == "layer":
             return prune_depth(anatomy, budget)
-        samples = data.require_calibration("llm_pruner")
+        samples = data.require_calibration("llm_pruner", model)
         masks = None
         for step in range(1, self.config.iterative_steps + 1):
             progress = step / self.config.iterative_steps

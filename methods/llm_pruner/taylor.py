@@ -6,7 +6,7 @@ so that these are held for one layer at a time. Weights and gradients are taken 
 gradients underflow in half precision.
 
 With w a weight, g its gradient of the mean next-token loss of a batch, and F the mean over samples of its squared
-per-sample gradient (diagonal Fisher), a row or column i that holds the weights S_i scores (spec section 3; eqs. 3-5):
+per-sample gradient (diagonal Fisher), a row or column i that holds the weights S_i scores (LLM-Pruner, arXiv 2305.11627, eqs. 3-5):
 
     vector   | sum_S w g |
     first    sum_S | w g |

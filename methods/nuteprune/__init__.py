@@ -1,1 +1,1 @@
-"""NutePrune: masks learnt by distillation from numerous teachers, which are the model's own past selves (arXiv 2402.09773)."""
+"""NutePrune learns masks by distillation from numerous teachers, which are the model's own past selves (arXiv 2402.09773)."""

@@ -1,4 +1,7 @@
-"""The losses between student and teacher, computed where the student's states arise, so that memory grows by one set only."""
+"""This module computes the losses between student and teacher where the student's states arise, so that memory grows by one set.
+
+The formulas are eqs. 1 and 2 of docs/methods/nuteprune.md.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from prunebench.methods.training.cross_entropy import positions_at_once
+from prunebench.methods.learning.text.cross_entropy import positions_at_once
 from prunebench.models.anatomy import Anatomy
 
 KLReduction = Literal["sequence", "token"]
@@ -21,9 +24,9 @@ TINY = 1e-12  # a token without a living dimension has no error and no length
 
 
 class _MaskedError(torch.autograd.Function):
-    """Sum of weight * |teacher - student|^2 over tokens, in the dimensions where the student is not zero, in float32.
+    """Sums weight * |teacher - student|^2 over tokens, in the dimensions where the student is not zero, in float32.
 
-    Keeps the difference, and neither of the two states.
+    It keeps the difference, and neither of the two states.
     """
 
     @staticmethod
@@ -49,7 +52,7 @@ class _MaskedError(torch.autograd.Function):
 
 
 def layer_loss(student: Tensor, teacher: Tensor, scale: LayerScale = "absolute", tokens: int | None = None) -> Tensor:
-    """Squared difference of one layer's (..., tokens, hidden) states over the dimensions that the student has; a float32 scalar.
+    """Returns the squared difference of one layer's (..., tokens, hidden) states where the student has dimensions, a float32 scalar.
 
     Args:
         scale: "absolute" is the mean over tokens and dimensions (the official loss). "relative" is the mean over tokens of the
@@ -58,13 +61,13 @@ def layer_loss(student: Tensor, teacher: Tensor, scale: LayerScale = "absolute",
             whether the teacher has them or only the student. A token without a living dimension has no error.
         tokens: that count, the first ones; None: all.
 
-    Source: NutePrune's code (spec section 5), in float32 instead of half precision; the relative form is ours.
+    Source: NutePrune, arXiv 2402.09773, and its code, in float32 instead of half precision; the relative form is ours.
     """
     return cast(Tensor, _MaskedError.apply(student, teacher, scale, student.shape[-2] if tokens is None else tokens))
 
 
 class _KL(torch.autograd.Function):
-    """tau^2 * KL(softmax(teacher / tau) || softmax(student / tau)), summed over the first `positions`, a chunk at a time.
+    """Computes tau^2 * KL(softmax(teacher / tau) || softmax(student / tau)), summed over the first `positions`, a chunk at a time.
 
     The gradient is made on the way, in the teacher's place, so that neither set of logits lives until the backward pass. With
     e = exp((z - max z) / tau) and its sum s, a row is sum(e_t / s_t * log(e_t / e_s)) + log(s_s / s_t): one pass of exp a side,
@@ -103,7 +106,7 @@ class _KL(torch.autograd.Function):
 def kl_loss(
     student: Tensor, teacher: Tensor, *, temperature: float, sequences: int, reduction: KLReduction, positions: int | None = None
 ) -> Tensor:
-    """Temperature-scaled KL of (positions, vocabulary) logits; a float32 scalar.
+    """Returns the temperature-scaled KL of (positions, vocabulary) logits, a float32 scalar.
 
     Args:
         teacher: without gradient; its memory is used up.
@@ -130,14 +133,17 @@ class LayerStates:
 
     @contextmanager
     def kept(self, model: PreTrainedModel, anatomy: Anatomy) -> Iterator[None]:
-        """Within it, a forward pass fills `teacher`."""
+        """Lets a forward pass fill `teacher`, for as long as a block lasts."""
         self.teacher.clear()
         with _hooked(model, anatomy, self.teacher.append):
             yield
 
     @contextmanager
     def compared(self, model: PreTrainedModel, anatomy: Anatomy, tokens: int) -> Iterator[None]:
-        """Within it, a forward pass sums the layer losses of the first `tokens` positions against `teacher`, emptied, into `loss`."""
+        """Lets a forward pass sum its layer losses against `teacher` into `loss`, for as long as a block lasts.
+
+        The first `tokens` positions count; `teacher` is emptied on the way.
+        """
         self.loss = None
 
         def compare(state: Tensor) -> None:

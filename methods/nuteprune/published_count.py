@@ -1,7 +1,7 @@
-"""Sparsity as NutePrune's own code counts it, for comparison with its tables; budgets use `models.budget`.
+"""This module counts sparsity as NutePrune's own code does, for comparison with its tables; budgets use `models.budget`.
 
-It counts the seven matrices of every layer, without norms, biases or embeddings. In models with grouped queries it has gates on
-query heads only, so k and v count as parts that always stay whole (spec section 7).
+The code counts the seven matrices of every layer, without norms, biases or embeddings. In models with grouped queries it has gates
+on query heads only, so k and v count as parts that always stay whole (docs/methods/nuteprune.md, "What sparsity counts").
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from prunebench.models.masks import Masks
 
 
 def published_sparsity(anatomy: Anatomy, expected: Mapping[str, float]) -> float:
-    """Fraction of the block matrices that goes, by the published count.
+    """Returns the fraction of the block matrices that goes, by the published count.
 
     Args:
         expected: what a training step logs: `expected_heads.layer_NN` (KV groups), `expected_channels.layer_NN` and
             `expected_hidden`; what has no gates is missing, and stays.
 
-    Source: NutePrune, arXiv 2402.09773, released code (spec section 7).
+    Source: NutePrune, arXiv 2402.09773, released code.
     """
     width = expected.get("expected_hidden", float(anatomy.hidden_size))
     dense = kept = 0.0
@@ -37,7 +37,7 @@ def published_sparsity(anatomy: Anatomy, expected: Mapping[str, float]) -> float
 
 
 def published_sparsity_of(anatomy: Anatomy, masks: Masks) -> float:
-    """`published_sparsity` of what `masks` keep."""
+    """Returns the `published_sparsity` of what `masks` keep."""
     expected = {"expected_hidden": float(masks.hidden.sum())}
     for layer in anatomy.layers:
         expected[f"expected_heads.layer_{layer.index:02d}"] = float(masks.kv_groups[layer.index].sum())

@@ -1,4 +1,4 @@
-"""The numerous teachers: snapshots of the student, taken as its sparsity rises, and which of them teaches when."""
+"""This module keeps the numerous teachers, snapshots of the student taken as its sparsity rises, and says which teaches when."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from prunebench.methods.training.checkpoint import read_state, write_state
+from prunebench.methods.learning.run.state import read_state, write_state
 from prunebench.models.errors import PrunebenchError
 
 Progression = Literal["progressive", "second_phase", "dense"]
@@ -25,8 +25,8 @@ class SnapshotManager:
     Phase B, once all levels are stored and the target is reached: the teacher walks back from sparse to dense, one level
     every q steps; the last `gap` * q steps have the dense model.
 
-    Source: NutePrune's code (spec section 4), its edge cases mended: levels are rounded, q is at least 1, and phase B starts
-    `REACHED_MARGIN` below the target.
+    Source: NutePrune, arXiv 2402.09773, by its code, whose edge cases are mended: levels are rounded, q is at least 1, and phase B
+    starts `REACHED_MARGIN` below the target (docs/methods/nuteprune.md, eqs. 4 and 5).
 
     Attributes:
         folder: of the snapshots, one file each; nothing but the teacher of now is in memory.
@@ -53,7 +53,7 @@ class SnapshotManager:
         return [self.spacing * i for i in range(1, round(self.target / self.spacing))]
 
     def select(self, remaining: int) -> int | None:
-        """The snapshot that teaches when `remaining` optimiser steps are left, this one included; None: the dense model."""
+        """Picks the snapshot that teaches when `remaining` optimiser steps are left, this one included; None: the dense model."""
         if self.progression == "dense":
             return None
         if self.steps_of_phase_b is None:
@@ -64,7 +64,7 @@ class SnapshotManager:
         return index if index >= 0 else None
 
     def wants(self, sparsity: float) -> bool:
-        """Whether the state at this expected sparsity is the next snapshot."""
+        """Tells whether the state at this expected sparsity is the next snapshot."""
         return self.progression != "dense" and self.stored < len(self.levels) and sparsity >= self.levels[self.stored]
 
     def store(self, sparsity: float, tensors: dict[str, Tensor]) -> None:
@@ -79,7 +79,7 @@ class SnapshotManager:
             self.steps_of_phase_b = remaining_after
 
     def load_snapshot(self, index: int, device: torch.device) -> dict[str, Tensor]:
-        """The tensors of a snapshot on `device`.
+        """Reads the tensors of a snapshot, on `device`.
 
         Raises:
             PrunebenchError: its file is gone, or of another run.

@@ -1,31 +1,39 @@
-"""Student and teacher on one set of weights: the teacher is a forward pass with other gates and other adapters."""
+"""This module has student and teacher on one set of weights: the teacher is a forward pass with other gates and adapters."""
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from prunebench.methods.nuteprune.distillation import KLReduction, LayerScale, LayerStates, kl_loss
+from prunebench.methods.learning.gates.hardening import deterministic_values
+from prunebench.methods.learning.gates.schedule import decayed
+from prunebench.methods.learning.run.learner import MaskLearner
+from prunebench.methods.learning.run.stages import LearnMasks
+from prunebench.methods.learning.text.cross_entropy import cross_entropy
+from prunebench.methods.learning.text.packing import Pack, pack_logits, run_packed
+from prunebench.methods.nuteprune.config import NutePruneConfig
+from prunebench.methods.nuteprune.distillation import LayerStates, kl_loss
 from prunebench.methods.nuteprune.published_count import published_sparsity
 from prunebench.methods.nuteprune.snapshots import SnapshotManager
-from prunebench.methods.training.cross_entropy import cross_entropy
-from prunebench.methods.training.hardening import deterministic_values
-from prunebench.methods.training.learner import MaskLearner
-from prunebench.methods.training.packing import Pack, lm_loss, pack_logits, run_packed
-from prunebench.methods.training.schedule import decayed
-from prunebench.methods.training.stages import LearnMasks
-from prunebench.models.soft_masks import Gates
+from prunebench.models.gating.soft_masks import Gates
 
 GATE = "gate."
 LORA = "lora."
 
 
 class TaughtLearner(MaskLearner):
-    """A learner whose past selves are kept as teachers."""
+    """Learns gates and LoRA, and keeps its past selves as teachers."""
 
-    teachers: SnapshotManager
+    config: NutePruneConfig
+
+    @cached_property
+    def teachers(self) -> SnapshotManager:
+        config = self.config
+        progression = "dense" if config.distillation == "none" else config.distillation
+        return SnapshotManager(self.run.folder, self.fingerprint, self.budget.sparsity, config.spacing, config.gap, progression)
 
     def facts(self) -> dict[str, Any]:
         return super().facts() | {"teachers": self.teachers.facts()}
@@ -35,14 +43,14 @@ class TaughtLearner(MaskLearner):
         self.teachers.load(facts["teachers"])
 
     def snapshot(self) -> dict[str, Tensor]:
-        """The student as a teacher: its deterministic gates and its adapters."""
+        """Returns the student as a teacher: its deterministic gates and its adapters."""
         values = deterministic_values(self.gates, self.anatomy)
         lora = {} if self.adapters is None else self.adapters.tensors()
         return {GATE + kind: value for kind, value in values.items()} | {LORA + name: tensor for name, tensor in lora.items()}
 
     @torch.no_grad()
     def teacher_logits(self, pack: Pack, index: int | None) -> Tensor:
-        """(positions, vocabulary) logits of a snapshot, or of the dense model for None; the tail's too.
+        """Returns the (positions, vocabulary) logits of a snapshot, or of the dense model for None; the tail's too.
 
         The student's gates, adapters and gradients are the same objects before and after: other gates are handed to the hooks
         and other adapter tensors to this one call.
@@ -67,31 +75,17 @@ class TaughtLearner(MaskLearner):
 
 
 class Distill(LearnMasks):
-    """`LearnMasks` with the distillation loss; adapters rest for the first `mask_only_steps`."""
+    """Learns masks by the distillation loss (docs/methods/nuteprune.md, eq. 3); adapters rest for the mask-only epochs."""
 
     name = "distilling masks"
     learner: TaughtLearner
+    config: NutePruneConfig
 
-    def __init__(
-        self,
-        learner: TaughtLearner,
-        *,
-        distils: bool,
-        kl_weight: float,
-        layer_weight: float,
-        lm_weight: float,
-        kl_temperature: float,
-        kl_reduction: KLReduction,
-        layer_scale: LayerScale,
-        mask_only_steps: int,
-        **stage: Any,
-    ) -> None:
-        super().__init__(learner, self._loss, warmup_steps=0, **stage)
-        self.loss_name = "distillation_loss" if distils else "lm_loss"
-        self.distils, self.mask_only_steps = distils, mask_only_steps
-        self.kl_weight, self.layer_weight, self.lm_weight = kl_weight, layer_weight, lm_weight
-        self.kl_temperature, self.kl_reduction = kl_temperature, kl_reduction
-        self.layer_scale = layer_scale
+    def __init__(self, learner: TaughtLearner) -> None:
+        super().__init__(learner)
+        self.distils = self.config.distillation != "none"
+        self.loss_name = "distillation_loss" if self.distils else "lm_loss"
+        self.mask_only_steps = round(self.config.mask_only_epochs * learner.steps_per_epoch)
         self._step = 0
         self._parts: dict[str, float] = {}
 
@@ -99,13 +93,13 @@ class Distill(LearnMasks):
         self._step, self._parts = step, {}
         return super().step(step) | self._parts
 
-    def _loss(self, pack: Pack) -> Tensor:
-        learner, model = self.learner, self.learner.model
+    def loss(self, pack: Pack) -> Tensor:
+        learner, model, config = self.learner, self.learner.model, self.config
         pack = pack.to(model.device)
         if not self.distils:
-            return lm_loss(model, pack)
+            return super().loss(pack)
         index = learner.teachers.select(self.steps - self._step)
-        states = LayerStates(self.layer_scale)
+        states = LayerStates(config.layer_scale)
         with states.kept(model, learner.anatomy):
             theirs = learner.teacher_logits(pack, index)
         with states.compared(model, learner.anatomy, pack.num_tokens):
@@ -114,18 +108,18 @@ class Distill(LearnMasks):
         kl = kl_loss(
             ours,
             theirs,
-            temperature=self.kl_temperature,
+            temperature=config.kl_temperature,
             sequences=pack.num_sequences,
-            reduction=self.kl_reduction,
+            reduction=config.kl_reduction,
             positions=pack.num_tokens,
         )
-        loss = self.kl_weight * kl + self.layer_weight * states.loss.to(kl.device)
+        loss = config.kl_weight * kl + config.layer_weight * states.loss.to(kl.device)
         self._parts = {
             "kl_loss": kl.item(),
             "layer_loss": states.loss.item(),
             "teacher_sparsity": 0.0 if index is None else learner.teachers.sparsities[index],
         }
-        return loss + self.lm_weight * _lm(ours, pack) if self.lm_weight else loss
+        return loss + config.lm_weight * _lm(ours, pack) if config.lm_weight else loss
 
     def _press(self, pruning_step: int) -> dict[str, float]:
         values = super()._press(pruning_step)
@@ -137,7 +131,7 @@ class Distill(LearnMasks):
 
     def _lora_rate(self, step: int) -> float:
         resting = self.mask_only_steps
-        return decayed(self.lora_lr, max(0, step - resting), self.steps - resting, "linear")
+        return decayed(self.config.lora_lr, max(0, step - resting), self.steps - resting, "linear")
 
     def _update(self) -> None:
         if self._step < self.mask_only_steps:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from prunebench.methods.data import Example
-from prunebench.methods.training.packing import Pack
+from prunebench.methods.learning.text.packing import Pack
 from prunebench.models.errors import BadInput
 
 

@@ -9,31 +9,31 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from prunebench.methods.data import PruningData, TrainingConfig
 from prunebench.methods.layerwise import recomputed_layers
+from prunebench.methods.learning.run.adapters import Adapters, Projection
+from prunebench.methods.learning.run.loop import Learner, Stage, run_stages
+from prunebench.methods.learning.run.state import load_optimizer, optimizer_tensors
+from prunebench.methods.learning.text.packed_attention import packed_attention
+from prunebench.methods.learning.text.packing import Pack, lm_loss
+from prunebench.methods.learning.text.precision import DESCRIPTION as PRECISION
+from prunebench.methods.learning.text.precision import ComputeDtype, computing_in, frozen_weights_in
 from prunebench.methods.pruner import Run
 from prunebench.methods.recovery.batches import BatchPlan, packed
-from prunebench.methods.training.adapters import Adapters, Projection
-from prunebench.methods.training.checkpoint import load_optimizer, optimizer_tensors
-from prunebench.methods.training.loop import Learner, Stage, run_stages
-from prunebench.methods.training.packed_attention import packed_attention
-from prunebench.methods.training.packing import Pack, lm_loss
-from prunebench.methods.training.precision import DESCRIPTION as PRECISION
-from prunebench.methods.training.precision import ComputeDtype, computing_in, frozen_weights_in
+from prunebench.methods.recovery.recovery import Recovery, RecoveryConfig
+from prunebench.methods.registry import register_recovery
 from prunebench.models.anatomy import Anatomy
 
 
-class LoraRecoveryConfig(BaseModel):
-    """Settings of the recovery `lora`. Defaults: LLM-Pruner's recipe (its code; spec llm_pruner.md section 10).
+class LoraRecoveryConfig(RecoveryConfig):
+    """Holds the settings of the recovery `lora`. Defaults: the recipe of LLM-Pruner's code.
 
     Departures: no dropout in the adapters, warm-up of at most a tenth of the steps, packed rows instead of padding.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     text: TrainingConfig = Field(TrainingConfig(), description="training text: source, cut-off length, held-out examples")
     token_budget: int | None = Field(None, ge=1, description="training tokens, prompts included; None: `epochs` passes over the text")
@@ -75,7 +75,7 @@ def recover_lora(model: PreTrainedModel, config: LoraRecoveryConfig, data: Pruni
         BadInput: the training text can't be had or is too small.
         TrainingDiverged: a loss is not finite; says at which step.
     """
-    text = data.training_text(config.text)
+    text = data.training_text(config.text, model)
     plan = BatchPlan.of(
         text.train,
         batch_size=config.batch_size,
@@ -197,3 +197,20 @@ def _fingerprint(model: PreTrainedModel, config: LoraRecoveryConfig, text_sha256
     for name, parameter in model.named_parameters():
         digest.update(f"{name}{tuple(parameter.shape)}{parameter.detach().double().sum().item()!r}".encode())
     return digest.hexdigest()
+
+
+@register_recovery("lora")
+class Lora(Recovery):
+    """Trains LoRA on instructions, LLM-Pruner's recipe; see `recover_lora`."""
+
+    Config = LoraRecoveryConfig
+
+    @classmethod
+    def training_tokens(cls, settings: dict[str, Any]) -> int | None:
+        return LoraRecoveryConfig.model_validate(settings).token_budget
+
+    def recover(self, model: PreTrainedModel, settings: dict[str, Any], data: PruningData, run: Run) -> dict[str, Any]:
+        done = recover_lora(model, LoraRecoveryConfig.model_validate(settings), data, run)
+        text = {"purpose": "recovery", "source": done.text, "sha256": done.text_sha256}
+        losses = {"validation_before": done.validation_before, "validation_after": done.validation_after}
+        return {"tokens": done.tokens, "steps": done.steps, "data": [text], **losses}

@@ -3,12 +3,12 @@
 import pytest
 
 from prunebench.methods.conformance import check_pruner
-from prunebench.methods.registry import BUILT_IN, get_pruner
+from prunebench.methods.registry import PRUNERS, get_pruner
 from prunebench.models.tiny import FAMILIES
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("name", sorted(PRUNERS.built_in))
 def test_pruner_keeps_its_promises(name, family):
     findings = check_pruner(get_pruner(name), families=(family,))
     assert findings

@@ -9,8 +9,12 @@ import pytest
 VOCAB_SIZE = 264
 
 
-def byte_tokenizer(bos: str | None = "<s>", eos: str | None = "</s>", adds_bos: bool = False) -> Any:
-    """One token a byte, a few merges, special tokens 0 to 2."""
+def byte_tokenizer(bos: str | None = "<s>", eos: str | None = "</s>", adds_bos: bool = False, around: str | None = None) -> Any:
+    """One token a byte, a few merges, special tokens 0 to 2.
+
+    Args:
+        around: the special tokens that stand around a text, such as `<s> $A </s>`; adds_bos is short for `<s> $A`.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -22,8 +26,10 @@ def byte_tokenizer(bos: str | None = "<s>", eos: str | None = "</s>", adds_bos: 
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    if adds_bos:
-        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    around = "<s> $A" if adds_bos else around
+    if around is not None:
+        special_tokens = [("<pad>", 0), ("<s>", 1), ("</s>", 2)]
+        tokenizer.post_processor = processors.TemplateProcessing(single=around, special_tokens=special_tokens)
     special = {"bos_token": bos, "eos_token": eos, "pad_token": "<pad>"}
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **{name: token for name, token in special.items() if token is not None})
 

@@ -124,7 +124,8 @@ def test_a_prompt_stands_before_every_request(adds_bos: bool) -> None:
     pairs = [(text, choice) for text, choice in PAIRS if text.strip() == text and text]
     answers = Engine(model, tokenizer, prompt).loglikelihood(pairs).responses
     plain = byte_tokenizer()
-    ids = [tokenizer.bos_token_id, *plain(prompt)["input_ids"]]
+    ids = tokenizer(prompt)["input_ids"]
+    assert (ids[0] == tokenizer.bos_token_id) == adds_bos
     backend = hf(model, tokenizer)
     direct = []
     for text, choice in pairs:
@@ -145,7 +146,7 @@ def test_a_prompt_is_computed_once(tokenizer: Any) -> None:
     bare, prompted = Engine(model, tokenizer), Engine(model, tokenizer, "p" * 50)
     bare.loglikelihood(pairs)
     prompted.loglikelihood(pairs)
-    assert prompted.tokens_computed - bare.tokens_computed == 51
+    assert prompted.tokens_computed - bare.tokens_computed == 50
 
 
 def test_a_choice_without_tokens_is_named(tokenizer: Any) -> None:
@@ -206,10 +207,11 @@ def test_the_engine_is_an_lm_for_the_harness(tokenizer: Any) -> None:
 
 def test_a_model_that_cannot_share_gives_the_same_answers(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from prunebench.evaluation.engine import engine as module
+    from prunebench.evaluation.engine.self_check import Sharing
 
     model = small_model("llama")
     shared = Engine(model, tokenizer)
-    monkeypatch.setattr(module, "make_scorer", lambda model, rows: (None, "LlamaForCausalLM can't share"))
+    monkeypatch.setattr(module, "make_scorer", lambda *_: Sharing(None, "LlamaForCausalLM can't share"))
     alone = Engine(model, tokenizer)
     assert alone.notes == ["LlamaForCausalLM can't share; every request was computed on its own"]
     assert_near(alone.loglikelihood(PAIRS).responses, shared.loglikelihood(PAIRS).responses, 1)

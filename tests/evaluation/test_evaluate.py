@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from prunebench import evaluation
-from prunebench.evaluation import ProtocolRequest, evaluate, format_table, harness, known_protocols, runner
+from prunebench.evaluation import KEPT, ProtocolRequest, TaskResult, evaluate, format_table, harness, known_protocols, runner
 from prunebench.evaluation.aggregate import mean_estimate
 from prunebench.evaluation.catalogue import known_tasks
 from prunebench.evaluation.engine.engine import Engine
@@ -244,11 +244,57 @@ def test_a_cut_run_goes_on_where_it_stopped(tmp_path: Path, model: Any, tokenize
     assert len(kept) >= 2
     times = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "parts").iterdir()}
     (resumed,) = evaluate(model, tokenizer, wanted, out_dir=tmp_path)
+    told = [task.notes[-1] == KEPT for task in resumed.tasks]
+    assert told[0]
+    assert not told[-1]
     assert all((tmp_path / "parts" / name).stat().st_mtime_ns == stamp for name, stamp in times.items())
     (fresh,) = evaluate(model, tokenizer, wanted)
     for task in (*resumed.tasks, *fresh.tasks):
         task.samples_file = None
-    assert resumed.tasks == fresh.tasks
+    assert without_kept(resumed.tasks) == fresh.tasks
+
+
+def without_kept(tasks: list[TaskResult]) -> list[TaskResult]:
+    return [task.model_copy(update={"notes": [note for note in task.notes if not note.endswith(KEPT)]}) for task in tasks]
+
+
+def test_items_kept_in_part_are_counted(tmp_path: Path, model: Any, tokenizer: Any) -> None:
+    wanted = [request("mmlu_5shot_four", 12)]
+    (first,) = evaluate(model, tokenizer, wanted, out_dir=tmp_path)
+    assert not any(note.endswith(KEPT) for note in first.tasks[0].notes)
+    lost = next(path for path in (tmp_path / "parts").iterdir())
+    count = 12 - len(json.loads(lost.read_text())["outcomes"])
+    lost.unlink()
+    (second,) = evaluate(model, tokenizer, wanted, out_dir=tmp_path)
+    assert f"{count} of 12 items {KEPT}" in second.tasks[0].notes
+    assert without_kept(second.tasks) == first.tasks
+
+
+def test_what_this_call_computed_itself_is_not_called_kept(tmp_path: Path, model: Any, tokenizer: Any) -> None:
+    small, whole = evaluate(model, tokenizer, [request("commonsense_small", 3), request("commonsense_llm_pruner", 3)], out_dir=tmp_path)
+    assert {task.task for task in small.tasks} & {task.task for task in whole.tasks}
+    assert not any(note.endswith(KEPT) for task in (*small.tasks, *whole.tasks) for note in task.notes)
+
+
+def test_weights_are_read_once_a_call_and_only_where_outcomes_are_kept(
+    tmp_path: Path, model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[Any] = []
+    real = runner.model_fingerprint
+    monkeypatch.setattr(runner, "model_fingerprint", lambda *args: calls.append(args) or real(*args))
+    wanted = [request("perplexity_passages", 3), request("commonsense_small", 2)]
+    evaluate(model, tokenizer, wanted)
+    assert not calls
+    evaluate(model, tokenizer, wanted, out_dir=tmp_path)
+    assert len(calls) == 1
+
+
+def test_items_whose_choices_all_tie_are_counted(tmp_path: Path, piqa_only: str) -> None:
+    uniform = small_model("llama", max_position_embeddings=512)
+    uniform.lm_head.weight.data.zero_()
+    rows = [{"goal": "open", "sol1": "cdef", "sol2": "bcde" if index % 3 else "bcdef", "label": 0} for index in range(12)]
+    (result,) = evaluate(uniform, byte_tokenizer(), [piqa_only], data_dir=write_piqa(tmp_path, rows))
+    assert "8 of 12 items gave all choices one score" in result.tasks[0].notes
 
 
 def test_finished_parts_need_no_model_pass(tmp_path: Path, model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,7 +306,8 @@ def test_finished_parts_need_no_model_pass(tmp_path: Path, model: Any, tokenizer
 
     monkeypatch.setattr(Engine, "score", refuse)
     second = evaluate(model, tokenizer, wanted, out_dir=tmp_path)
-    assert [r.tasks for r in first] == [r.tasks for r in second]
+    assert [r.tasks for r in first] == [without_kept(r.tasks) for r in second]
+    assert all(task.notes[-1] == KEPT for r in second for task in r.tasks)
 
 
 def test_another_model_or_prompt_does_not_take_kept_parts(tmp_path: Path, tokenizer: Any) -> None:
@@ -281,6 +328,42 @@ def test_a_damaged_kept_part_is_computed_again(tmp_path: Path, model: Any, token
     for path in (tmp_path / "parts").iterdir():
         path.write_text(path.read_text()[:40])
     assert evaluate(model, tokenizer, wanted, out_dir=tmp_path)[0].tasks == first[0].tasks
+
+
+PIECES = {
+    "a masked tensor": lambda model, tokenizer: model.model.layers[1].mlp.down_proj.weight.data[:, 1::2].zero_(),
+    "one entry": lambda model, tokenizer: model.lm_head.weight.data[100, 3].add_(0.5),
+    "the rotary base": lambda model, tokenizer: model.model.rotary_emb.inv_freq.mul_(0.5),
+    "an epsilon": lambda model, tokenizer: setattr(model.model.norm, "variance_epsilon", 0.5),
+    "the tokenizer's BOS": lambda model, tokenizer: setattr(tokenizer, "bos_token", "</s>"),
+}
+
+
+@pytest.mark.parametrize("change", PIECES)
+def test_a_change_anywhere_gets_scores_of_its_own(tmp_path: Path, change: str) -> None:
+    wanted = [request("perplexity_passages", 3)]
+    before = evaluate(small_model("llama"), byte_tokenizer(), wanted, out_dir=tmp_path)
+    changed, tokenizer = small_model("llama"), byte_tokenizer()
+    PIECES[change](changed, tokenizer)
+    after = evaluate(changed, tokenizer, wanted, out_dir=tmp_path)
+    fresh = evaluate(changed, tokenizer, wanted)
+    assert after[0].tasks[0].value == fresh[0].tasks[0].value != before[0].tasks[0].value
+
+
+OPTIONS: list[dict[str, Any]] = [{"bos": "never"}, {"bos": "always"}, {"prompt": "A prompt."}, {"chat_template": True}]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_another_form_of_requests_gets_scores_of_its_own(tmp_path: Path, model: Any, options: dict[str, Any]) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}[assistant]"
+    wanted = [request("commonsense_extra", 3)]
+    plain = evaluate(model, tokenizer, wanted, out_dir=tmp_path)
+    other = evaluate(model, tokenizer, wanted, out_dir=tmp_path, **options)
+    assert not any(note.endswith(KEPT) for task in other[0].tasks for note in task.notes)
+    again = evaluate(model, tokenizer, wanted, out_dir=tmp_path, **options)
+    assert without_kept(again[0].tasks) == other[0].tasks
+    assert (plain[0].definition == other[0].definition) == ("prompt" in options)
 
 
 def test_the_data_folder_comes_first(tmp_path: Path, model: Any, tokenizer: Any, piqa_only: str) -> None:
@@ -329,6 +412,7 @@ def test_missing_data_says_what_to_do_before_anything_is_computed(model: Any, to
         ({"protocols": ["reading"], "limit": 0}, "limit is 0"),
         ({"protocols": ["reading"], "data_dir": Path("no/such/folder")}, "Data folder 'no/such/folder' does not exist"),
         ({"protocols": ["mmlu_5shot_four"], "token_budget": 0, "limit": 4}, "token_budget is 0"),
+        ({"protocols": ["reading"], "bos": "sometimes"}, "bos is 'sometimes'; give one of tokenizer, always, never"),
     ],
 )
 def test_bad_arguments_get_one_sentence(model: Any, tokenizer: Any, arguments: dict[str, Any], message: str) -> None:

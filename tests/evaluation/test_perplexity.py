@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from prunebench.evaluation import evaluate, known_protocols
+from prunebench.evaluation import evaluate, format_table, known_protocols
 from prunebench.evaluation.aggregate import perplexity_estimate
 from prunebench.evaluation.catalogue import PerplexityDefinition
 from prunebench.evaluation.engine.engine import Engine
@@ -25,8 +25,8 @@ def definition(block: int) -> PerplexityDefinition:
     return PerplexityDefinition(kind="blocks", field="text", join="\n\n", block=block)
 
 
-def perplexity(model: Any, tokenizer: Any, rows: list[dict[str, str]], block: int) -> float:
-    engine = Engine(model, tokenizer)
+def perplexity(model: Any, tokenizer: Any, rows: list[dict[str, str]], block: int, **options: Any) -> float:
+    engine = Engine(model, tokenizer, **options)
     blocks = token_blocks(engine, rows, definition(block))
     outcomes = score_blocks(engine, blocks, range(len(blocks)), None)
     return perplexity_estimate(
@@ -34,22 +34,78 @@ def perplexity(model: Any, tokenizer: Any, rows: list[dict[str, str]], block: in
     ).value
 
 
-@pytest.mark.parametrize("adds_bos", [False, True])
-@pytest.mark.parametrize("block", [16, 100])
-def test_blocks_equal_a_naive_loop(block: int, adds_bos: bool) -> None:
-    model = small_model("llama").double()
-    tokenizer = byte_tokenizer(adds_bos=adds_bos)
-    ids = tokenizer("\n\n".join(row["text"] for row in TEXT))["input_ids"]
-    assert (ids[0] == tokenizer.bos_token_id) == adds_bos
+def naive(model: Any, block: int, before: list[int]) -> float:
+    """One pass a block: its tokens from the second on, given `before` and those before them."""
+    ids = byte_tokenizer()("\n\n".join(row["text"] for row in TEXT))["input_ids"]
     losses = []
     for start in range(0, len(ids) - block + 1, block):
-        piece = torch.tensor([ids[start : start + block]])
+        piece = torch.tensor([before + ids[start : start + block]])
         with torch.no_grad():
-            logits = model(piece, use_cache=False).logits[0, :-1]
-        losses.append(torch.nn.functional.cross_entropy(logits, piece[0, 1:]).item())
-    expected = math.exp(sum(losses) / len(losses))
+            logits = model(piece, use_cache=False).logits[0, len(before) : -1]
+        losses.append(torch.nn.functional.cross_entropy(logits, piece[0, len(before) + 1 :]).item())
     assert len(losses) == len(ids) // block
-    assert perplexity(model, tokenizer, TEXT, block) == pytest.approx(expected, rel=1e-6)
+    return math.exp(sum(losses) / len(losses))
+
+
+@pytest.mark.parametrize(
+    ("around", "bos", "before"),
+    [
+        ("$A", "tokenizer", []),
+        ("$A", "never", []),
+        ("$A", "always", [1]),
+        ("<s> $A", "tokenizer", [1]),
+        ("<s> $A", "never", []),
+        ("<s> $A", "always", [1]),
+        ("$A </s>", "tokenizer", []),
+        ("<pad> <s> $A </s>", "tokenizer", [0, 1]),
+    ],
+)
+@pytest.mark.parametrize("block", [16, 100])
+def test_blocks_equal_a_naive_loop(block: int, around: str, bos: Any, before: list[int]) -> None:
+    model = small_model("llama").double()
+    tokenizer = byte_tokenizer(around=around)
+    assert perplexity(model, tokenizer, TEXT, block, bos=bos) == pytest.approx(naive(model, block, before), rel=1e-6)
+
+
+@pytest.mark.parametrize("adds_bos", [False, True])
+def test_blocks_behind_a_prompt_begin_as_the_prompt_does(adds_bos: bool) -> None:
+    model = small_model("llama").double()
+    tokenizer = byte_tokenizer(adds_bos=adds_bos)
+    before = tokenizer("A prompt.")["input_ids"]
+    assert perplexity(model, tokenizer, TEXT, 16, prompt="A prompt.") == pytest.approx(naive(model, 16, before), rel=1e-6)
+
+
+def test_a_block_as_long_as_the_context_fits_behind_bos() -> None:
+    """The last token of a block is never read, so that BOS takes its place."""
+    model = small_model("llama", max_position_embeddings=64).double()
+    assert perplexity(model, byte_tokenizer(adds_bos=True), TEXT, 64) == pytest.approx(naive(model, 64, [1]), rel=1e-6)
+    with pytest.raises(BadInput, match="Blocks of 64 tokens don't fit the model's context of 64 tokens"):
+        perplexity(model, byte_tokenizer(around="<pad> <s> $A"), TEXT, 64)
+
+
+FORMS = [
+    ("$A", "tokenizer", "without BOS", "with BOS '<s>'"),
+    ("<s> $A", "tokenizer", "with BOS '<s>'", "with BOS '<s>'"),
+    ("<s> $A", "never", "without BOS", "without BOS"),
+    ("$A", "always", "with BOS '<s>'", "with BOS '<s>'"),
+]
+
+
+@pytest.mark.parametrize(("around", "bos", "blocks", "documents"), FORMS)
+def test_a_perplexity_says_whether_bos_stood_before_it(tmp_path: Path, around: str, bos: Any, blocks: str, documents: str) -> None:
+    for name, key in (("wikitext2_raw/test", "text"), ("ptb/validation", "sentence"), ("lambada_openai/test", "text")):
+        path = tmp_path / f"{name}.jsonl"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("".join(json.dumps({key: row["text"]}) + "\n" for row in TEXT))
+    protocols = ["perplexity_128", "perplexity_passages"]
+    cut, alone = evaluate(small_model("llama"), byte_tokenizer(around=around), protocols, data_dir=tmp_path, limit=3, bos=bos)
+    assert cut.definition.endswith(f" Here: blocks {blocks}.")
+    assert all(task.definition.startswith(f"token_perplexity ({blocks}), ") for task in cut.tasks)
+    assert alone.definition.endswith(f" Here: documents {documents}.")
+    assert alone.tasks[0].definition.startswith(f"token_perplexity ({documents}), ")
+    table = format_table([cut, alone])
+    assert cut.definition in table
+    assert alone.definition in table
 
 
 def test_a_uniform_model_has_the_vocabulary_as_perplexity(tokenizer: Any) -> None:
@@ -113,6 +169,31 @@ def test_passages_are_scored_alone_after_the_prefix_token(tmp_path: Path) -> Non
         total += float(logs[range(len(ids) - 1), ids[1:]].sum())
         count += len(ids) - 1
     assert result.tasks[0].value == pytest.approx(math.exp(-total / count), rel=1e-5)
+
+
+@pytest.mark.parametrize("adds_bos", [False, True])
+def test_without_bos_the_first_token_of_a_document_is_not_scored(tmp_path: Path, adds_bos: bool) -> None:
+    path = tmp_path / "lambada_openai" / "test.jsonl"
+    path.parent.mkdir()
+    path.write_text("".join(json.dumps(row) + "\n" for row in TEXT[:5]))
+    model = small_model("llama")
+    (result,) = evaluate(model, byte_tokenizer(adds_bos=adds_bos), ["perplexity_passages"], data_dir=tmp_path, bos="never")
+    total, count = 0.0, 0
+    for row in TEXT[:5]:
+        ids = byte_tokenizer()(row["text"])["input_ids"]
+        with torch.no_grad():
+            logs = torch.log_softmax(model(torch.tensor([ids])).logits[0, :-1].double(), -1)
+        total += float(logs[range(len(ids) - 1), ids[1:]].sum())
+        count += len(ids) - 1
+    assert result.tasks[0].value == pytest.approx(math.exp(-total / count), rel=1e-5)
+
+
+def test_a_document_of_which_no_token_can_be_scored_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "lambada_openai" / "test.jsonl"
+    path.parent.mkdir()
+    path.write_text('{"text": "a text"}\n{"text": "x"}\n')
+    with pytest.raises(BadInput, match=r"Task 'passages', item 1: the text holds 1 tokens, too few to score one"):
+        evaluate(small_model("llama"), byte_tokenizer(), ["perplexity_passages"], data_dir=tmp_path, bos="never")
 
 
 @pytest.mark.slow

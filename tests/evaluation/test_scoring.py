@@ -11,7 +11,8 @@ import torch
 
 from prunebench.evaluation.engine import scoring
 from prunebench.evaluation.engine.head import Head
-from prunebench.evaluation.engine.scoring import Scorer, ScoreRequest, make_scorer, plain_scores
+from prunebench.evaluation.engine.scoring import Scorer, ScoreRequest, plain_scores
+from prunebench.evaluation.engine.self_check import make_scorer
 from prunebench.models.anatomy import Anatomy
 from prunebench.models.slice import slice_model
 from prunebench.models.tiny import FAMILIES, random_masks
@@ -71,10 +72,10 @@ def test_uneven_pruned_models_without_some_sublayers_are_scored_alike(family: st
     masks = random_masks(Anatomy.from_model(model), seed=2, hidden=family != "phi3", sublayers=True)
     pruned = slice_model(model, masks).eval()
     requests = some_requests(1)
-    scorer, problem = make_scorer(pruned, 30)
-    assert problem is None
-    assert scorer is not None
-    assert_equal(scorer.score(requests), naive(pruned, requests), requests)
+    sharing = make_scorer(pruned, 30)
+    assert sharing.problem is None
+    assert sharing.scorer is not None
+    assert_equal(sharing.scorer.score(requests), naive(pruned, requests), requests)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
@@ -148,9 +149,9 @@ def test_a_model_with_its_own_attention_falls_back_and_says_so() -> None:
         return output + hidden_states.cumsum(1), weights  # mixes tokens outside of the attention interface
 
     attention.forward = shifted
-    scorer, problem = make_scorer(model)
-    assert scorer is None
-    assert "LlamaForCausalLM gives other answers in shared form" in (problem or "")
+    sharing = make_scorer(model)
+    assert sharing.scorer is None
+    assert "LlamaForCausalLM can't share prefixes between requests (log-probabilities differ" in (sharing.problem or "")
     requests = some_requests()
     assert_equal(plain_scores(model, requests), naive_in_place(model, requests), requests)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -15,6 +15,7 @@ import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from prunebench.experiments.executors.processes import forked
 from prunebench.models.tiny import tiny_model
 from prunebench.run_all import main
 
@@ -130,12 +131,7 @@ class Started:
     def __init__(self, arguments: Sequence[str]) -> None:
         with tempfile.NamedTemporaryFile(suffix=".log", delete=False) as log:
             self.log = Path(log.name)
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(
-            ["prunebench.experiments.verbs", "prunebench.experiments.run_cell", "prunebench.evaluation", "lm_eval.tasks", "datasets"]
-        )
-        self.process = context.Process(target=_run_verb, args=(list(arguments), str(self.log)))
-        self.process.start()
+        self.process = forked(_run_verb, list(arguments), str(self.log))
 
     @property
     def returncode(self) -> int | None:
@@ -157,6 +153,7 @@ class Started:
 
 
 def _run_verb(arguments: list[str], log: str) -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     with open(log, "w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from prunebench.experiments.reporting import set_aside_changed_records
+from prunebench.experiments.commands.report import set_aside_changed_records
 from tests.experiments.support import Bench, differences
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+from pydantic import ValidationError
+
+from prunebench.experiments.commands.estimate import Estimate, estimate, evaluation_tokens, measure_speed
 from prunebench.experiments.config import GridConfig
-from prunebench.experiments.estimate import TASK_SIZES, Estimate, estimate, evaluation_tokens, measure_speed
 from prunebench.experiments.load_config import load_config
 from prunebench.experiments.plan import plan_grid
 from tests.experiments.support import ROOT, grid_config, save_tiny_model
@@ -31,10 +34,13 @@ def test_the_demo_is_planned_to_take_minutes_on_a_core_of_a_laptop() -> None:
     assert 60 < seconds < 1200
 
 
-def test_every_task_has_a_known_size() -> None:
-    from prunebench.evaluation import known_protocols
+def test_a_task_without_a_size_is_refused() -> None:
+    from prunebench.evaluation.catalogue import TaskDefinition, known_tasks
 
-    assert {entry.task for protocol in known_protocols().values() for entry in protocol.tasks} <= TASK_SIZES.keys()
+    told = known_tasks()["piqa"].model_dump(by_alias=True)
+    assert TaskDefinition.model_validate(told).size.documents == 1838
+    with pytest.raises(ValidationError, match="size"):
+        TaskDefinition.model_validate({name: value for name, value in told.items() if name != "size"})
 
 
 def test_a_model_that_is_not_here_has_an_unknown_cost(tmp_path: Path) -> None:

@@ -27,6 +27,8 @@ PLUGINS = {
     "is_killed": "import os, signal\n        os.kill(os.getpid(), signal.SIGKILL)",
     "crashes": "import os, signal\n        os.kill(os.getpid(), signal.SIGSEGV)",
     "exits": "import os\n        os._exit(3)",
+    "exits_quietly": "import os\n        os._exit(0)",
+    "kills_server": "import os, time\n        os.kill(os.getppid(), 9)\n        time.sleep(3600)",
     "no_support": "return None",
 }
 
@@ -68,11 +70,21 @@ EXPECTED = {
     "is_killed": ("out_of_memory", "killed in stage prune"),
     "crashes": ("failed", "SIGSEGV"),
     "exits": ("failed", "ended with code 3"),
+    "exits_quietly": ("failed", "ended with code 0 in stage prune"),
+    "kills_server": ("failed", "the server that forks all processes, ended with code 255 in stage prune"),
     "no_support": ("skipped", "only for odd models"),
 }
 
 
-PROCESSES_ONLY = ("hangs", "eats_memory", "is_killed", "crashes", "exits")  # these would end or hold up this process
+PROCESSES_ONLY = (
+    "hangs",
+    "eats_memory",
+    "is_killed",
+    "crashes",
+    "exits",
+    "exits_quietly",
+    "kills_server",
+)  # these would end or hold up this process
 
 
 def write_plugins(folder: Path, names: list[str], suffix: str = "") -> list[str]:
@@ -108,7 +120,7 @@ def test_plugins_that_misbehave_in_this_process_are_rows_with_a_reason(bench: Be
 
 @pytest.mark.slow
 def test_plugins_that_take_their_process_down_are_rows_with_a_reason(bench: Bench) -> None:
-    names = [name for name in PROCESSES_ONLY if name != "hangs"]
+    names = [name for name in PROCESSES_ONLY if name not in ("hangs", "kills_server")]
     bench.configure(
         grid={"method": [*names, "magnitude"]}, run={"executor": "processes", "workers": 2, "cell_minutes": 3, "memory_gb_per_cell": 3}
     )

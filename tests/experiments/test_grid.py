@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import AutoModelForCausalLM
@@ -91,6 +92,42 @@ def test_evaluate_scores_any_checkpoint_and_prints_a_table(finished: Bench, caps
     options = ["--model", checkpoint, "--protocol", "perplexity_passages", "--data", str(finished.data), "--plain"]
     assert main(["evaluate", *options]) == 0
     assert "passages" in capsys.readouterr().out
+
+
+def test_options_of_the_evaluation_reach_the_record(bench: Bench) -> None:
+    assert bench("run", "--set", "evaluation.bos=never") == 0
+    (score,) = bench.record("magnitude")["metrics"]["scores"]
+    assert score["definition"].endswith("Here: documents without BOS.")
+
+
+def test_an_option_that_the_tokenizer_cannot_follow_stops_a_cell_before_it_prunes(
+    bench: Bench, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the tokenizer isn't at hand when the grid is planned."""
+    monkeypatch.setattr("prunebench.experiments.checks.lengths.load_tokenizer", lambda spec: None)
+    assert bench("run", "--set", "evaluation.chat_template=true") == 2
+    assert "the tokenizer has no chat template" in "".join(capsys.readouterr())
+    assert not list(bench.out.rglob("masks.safetensors"))
+
+
+def test_protocols_of_a_cell_are_scored_in_one_call_and_as_if_alone(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    from prunebench.evaluation import runner
+
+    read: list[str] = []
+    real = runner.model_fingerprint
+    monkeypatch.setattr(runner, "model_fingerprint", lambda *args: read.append("") or real(*args))
+    entries = [{"name": "perplexity_passages", "sources": ["data-dir"]}, {"name": "commonsense_extra", "limit": 2}]
+
+    def scores(protocols: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        bench.configure(protocols=protocols, grid={"dense": False})
+        assert bench("run") == 0
+        found: list[dict[str, Any]] = bench.record("magnitude")["metrics"]["scores"]
+        shutil.rmtree(bench.out)
+        return found
+
+    together = scores(entries)
+    assert len(read) == 1
+    assert [score["tasks"] for score in together] == [score["tasks"] for entry in entries for score in scores([entry])]
 
 
 def test_status_counts_what_is_done_and_left(finished: Bench, capsys: pytest.CaptureFixture[str]) -> None:

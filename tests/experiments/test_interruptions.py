@@ -63,7 +63,7 @@ def test_two_runs_on_one_folder_share_the_cells_and_spoil_nothing(bench: Bench) 
 def test_a_cell_that_another_run_holds_is_waited_for(bench: Bench) -> None:
     import threading
 
-    from prunebench.experiments.artifacts import CellFolder
+    from prunebench.experiments.cell_folder import CellFolder
     from prunebench.experiments.load_config import load_config
     from prunebench.experiments.plan import plan_grid
 

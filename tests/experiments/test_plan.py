@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from prunebench.experiments.config import GridConfig
+from prunebench.experiments.hashing import seed_for
 from prunebench.experiments.plan import PlannedCell, plan_grid, select
-from prunebench.experiments.seeds import seed_for
 from prunebench.models.errors import BadInput
 from tests.experiments.support import grid_config, save_tiny_model
 
@@ -49,8 +49,13 @@ def test_the_same_config_gives_the_same_ids(model: Path) -> None:
         {"grid": {"method": [{"name": "magnitude", "config": {"norm": "l1"}}]}},
         {"method_config": {"magnitude": {"norm": "l1"}}},
         {"calibration": {"num_samples": 5}},
+        {"calibration": {"bos": "never"}},
         {"protocols": [{"name": "perplexity_passages", "limit": 2, "sources": ["data-dir"]}]},
         {"evaluation": {"prompt": "Think."}},
+        {"evaluation": {"bos": "never"}},
+        {"evaluation": {"chat_template": True}},
+        {"evaluation": {"chat_template": "short"}},
+        {"evaluation": {"chat_template": True, "system": "Be brief."}},
         {"efficiency": {"enabled": True}},
         {"synthetic": True},
     ],

@@ -1,9 +1,28 @@
 """What the tests of every method that learns its masks do with a learner."""
 
+from pathlib import Path
+
 import torch
 
+from prunebench.methods.data import Example, TrainingText
+from prunebench.methods.learning.run.learner import MaskLearner
+from prunebench.methods.pruner import Run
+from prunebench.models.budget import Budget
 from prunebench.models.slice import slice_model
 from prunebench.models.tiny import random_tokens
+
+CPU = torch.device("cpu")
+BUDGET = Budget(0.35, "blocks")
+EXAMPLES = tuple(Example(row, 0) for row in random_tokens(8, 32, seed=1))
+
+
+def text_of(examples, validation=()):
+    return TrainingText(tuple(examples), tuple(validation), "made for a test")
+
+
+def learner_of(model, config, *, text=None, budget=BUDGET, seed=0, folder=Path(), kind=MaskLearner, **options):
+    """A learner on random tokens; `folder` matters where something is kept."""
+    return kind(model, config, budget, text or text_of(EXAMPLES), Run(seed=seed, device=CPU, folder=folder), **options)
 
 
 def move_adapters(learner):

@@ -8,8 +8,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from prunebench.methods.calibration.contamination import EvaluationIndex
 from prunebench.methods.data import CalibrationConfig, PruningData, TrainingConfig, build_pruning_data
+from prunebench.methods.data.contamination import EvaluationIndex
 from prunebench.models.errors import BadInput
 
 TEXTS = [" ".join(f"d{i}w{j}" for j in range(40 + i)) for i in range(30)]

@@ -1,4 +1,4 @@
-"""LLM-Pruner: groups, scores and counts (spec llm_pruner.md section 13)."""
+"""LLM-Pruner has the groups, scores and counts of its paper and code."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from prunebench.methods.pruner import Run
 from prunebench.models.anatomy import Anatomy
 from prunebench.models.budget import Budget
 from prunebench.models.errors import BadInput, BudgetError
+from prunebench.models.gating.soft_masks import Gates, apply_gates
 from prunebench.models.masks import Masks
 from prunebench.models.slice import slice_model
-from prunebench.models.soft_masks import Gates, apply_gates
 from prunebench.models.tiny import random_tokens, tiny_model
 
 TOKENS = random_tokens(6, 20, seed=3)

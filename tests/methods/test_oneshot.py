@@ -1,4 +1,4 @@
-"""Wanda-sp, FLAP and block influence (spec oneshot.md section 9)."""
+"""Wanda-sp, FLAP and block influence score as their papers say and keep what all methods promise."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from prunebench.methods.wanda_sp import WandaSp, WandaSpConfig, column_scores
 from prunebench.models.anatomy import Anatomy, count_params
 from prunebench.models.budget import Budget
 from prunebench.models.errors import BadInput
+from prunebench.models.gating.soft_masks import apply_masks
 from prunebench.models.masks import Masks
 from prunebench.models.slice import slice_model
-from prunebench.models.soft_masks import apply_masks
 from prunebench.models.tiny import random_tokens, tiny_model
 
 TOKENS = random_tokens(6, 20, seed=3)
@@ -257,6 +257,33 @@ def test_block_influence_averages_the_cosine_of_tokens_and_skips_the_first(tmp_p
         assert influence.scores()["block"][1] == pytest.approx(1 - float(cosine.mean()), abs=1e-6)
         both = torch.cosine_similarity(hidden[0][:, skip:], hidden[2][:, skip:], dim=-1)
         assert float(influence.between()[0, 2]) == pytest.approx(1 - float(both.mean()), abs=1e-6)
+
+
+@pytest.mark.parametrize(("settings", "gone"), [({}, 1), ({"skip_tokens": 1}, 1), ({"skip_tokens": 0}, 2)], ids=str)
+def test_skipped_tokens_do_not_count_for_what_a_layer_is_worth(tmp_path, settings, gone):
+    """Layer 1 changes the first token alone, and much; layer 2 changes every token a little."""
+    model = tiny_model("llama", num_hidden_layers=6)
+    tokens = TOKENS.masked_fill(TOKENS == 3, 4)
+    tokens[:, 0] = 3
+    with torch.no_grad():
+        embedding = model.model.embed_tokens.weight
+        embedding[:, 0] = 0  # the residual dimension that only the first token has
+        embedding[3] = 0
+        embedding[3, 0] = 10
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight[0] = 0
+            layer.mlp.down_proj.weight[0] = 0
+        first_token, all_tokens = model.model.layers[1], model.model.layers[2]
+        first_token.self_attn.o_proj.weight.zero_()
+        first_token.mlp.gate_proj.weight[:, 1:] = 0
+        first_token.mlp.down_proj.weight.mul_(100)
+        for projection in (all_tokens.self_attn.o_proj, all_tokens.mlp.down_proj):
+            projection.weight.mul_(0.1)
+    anatomy = Anatomy.from_model(model)
+    layer = anatomy.attention_params(1, 4, 2, 32).total + anatomy.mlp_params(1, 48, 32).total
+    config = BlockInfluenceConfig(**settings)
+    masks = prune(BlockInfluence(config), model, tmp_path, layer / anatomy.dense_params.total, "total", tokens)
+    assert masks.attn.tolist() == masks.mlp.tolist() == [i != gone for i in range(6)]
 
 
 def test_first_and_last_blocks_stay_in_deep_models(tmp_path):

@@ -10,13 +10,13 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from prunebench.methods.calibration.sources import alpaca_prompt
 from prunebench.methods.data import Example, PruningData, TrainingConfig
+from prunebench.methods.data.sources import alpaca_prompt
+from prunebench.methods.learning.run.loop import TrainingDiverged
+from prunebench.methods.learning.text.packing import lm_loss
 from prunebench.methods.pruner import Run
-from prunebench.methods.recovery import LoraRecoveryConfig, recover_lora
 from prunebench.methods.recovery.batches import BatchPlan, packed
-from prunebench.methods.training.loop import TrainingDiverged
-from prunebench.methods.training.packing import lm_loss
+from prunebench.methods.recovery.lora import LoraRecoveryConfig, recover_lora
 from prunebench.models.anatomy import Anatomy
 from prunebench.models.errors import BadInput
 from prunebench.models.slice import slice_model
@@ -136,9 +136,16 @@ def test_row_length_and_recomputing_do_not_change_the_result(data, tmp_path):
             torch.testing.assert_close(a, b, atol=2e-4, rtol=1e-3)
 
 
-def test_the_best_adapters_are_chosen_by_validation_loss(data, tmp_path):
-    result = recover(pruned_model(), data, tmp_path / "run", token_budget=3000, learning_rate=1.0, validate_every=1)
-    assert result.validation_after <= result.validation_before
+@pytest.mark.parametrize("select", ["best", "last"])
+def test_the_chosen_adapters_are_those_of_the_lowest_validation_loss_or_of_the_last_step(data, tmp_path, select):
+    model, logged = pruned_model(), []
+    options = {"token_budget": 500, "learning_rate": 1.5, "validate_every": 1, "select": select}
+    result = recover(model, data, tmp_path / "run", log=lambda step, values: logged.append(values["validation_loss"]), **options)
+    best, last = logged
+    assert best < min(last, result.validation_before) - 0.1
+    expected = best if select == "best" else last
+    assert result.validation_after == expected
+    assert validation_loss(model, data) == pytest.approx(expected, abs=1e-3)
 
 
 def test_metrics_are_logged_each_step(data, tmp_path):

@@ -26,7 +26,7 @@ class Mine(Pruner):
 
 @pytest.fixture(autouse=True)
 def _forget_what_a_test_registers(monkeypatch):
-    monkeypatch.setattr(registry, "_registered", dict(registry._registered))
+    monkeypatch.setattr(registry.PRUNERS, "registered", dict(registry.PRUNERS.registered))
     monkeypatch.setattr(registry, "_plugin_names", dict(registry._plugin_names))
 
 
@@ -36,7 +36,7 @@ def write(path, text):
 
 
 def test_every_built_in_has_the_name_that_the_user_types():
-    for name in registry.BUILT_IN:
+    for name in registry.PRUNERS.built_in:
         assert get_pruner(name).name == name
         assert issubclass(get_pruner(name), Pruner)
 

@@ -1,4 +1,4 @@
-"""Wanda and SparseGPT (spec oneshot.md section 9)."""
+"""Wanda and SparseGPT zero the weights that their papers say."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import torch
 from prunebench.methods.data import PruningData
 from prunebench.methods.layerwise import InputGram, InputMoments
 from prunebench.methods.pruner import Run
-from prunebench.methods.registry import get_pruner
-from prunebench.methods.slicegpt import SliceGPT
+from prunebench.methods.registry import SliceGPT, get_pruner
 from prunebench.methods.sparsegpt import SparseGPTConfig, sparsegpt
 from prunebench.methods.unstructured import UnstructuredConfig, drop_lowest, drop_two_of_four
 from prunebench.methods.wanda import wanda_scores

@@ -99,6 +99,7 @@ def test_truncated_weights_are_refused(folder, size):
 
 
 def test_a_missing_shard_is_refused(folder):
+    (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "model-00001-of-00002.safetensors"}}))
     with pytest.raises(CheckpointError, match="lacks the weight file model-00001-of-00002"):
         load_model(ModelSpec(name=str(folder)))
@@ -107,7 +108,7 @@ def test_a_missing_shard_is_refused(folder):
 def test_weights_of_another_shape_are_refused(folder):
     settings = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(settings | {"intermediate_size": 40}))
-    with pytest.raises(CheckpointError, match="can't be loaded"):
+    with pytest.raises(CheckpointError, match=r"hold model.layers.0.mlp.down_proj.weight in the shape \(32, 48\).*asks for \(32, 40\)"):
         load_pruned(folder, with_tokenizer=False)
 
 
@@ -150,7 +151,7 @@ def test_a_gguf_file_is_converted_once(tmp_path):
     shutil.copy(assets.embedded_model_gguf(), tmp_path / assets.embedded_model_gguf().name)
     first, identity = resolve_model(ModelSpec(name=str(tmp_path / assets.embedded_model_gguf().name)))
     embedded, _ = resolve_model(EMBEDDED)
-    assert first == embedded
+    assert first.folder == embedded.folder
     assert identity["source"] == "gguf"
 
 

@@ -13,9 +13,9 @@ from prunebench.models import slice as slicing
 from prunebench.models.anatomy import Anatomy, count_params
 from prunebench.models.checkpoint import load_pruned, save_pruned
 from prunebench.models.errors import InvalidMasks
+from prunebench.models.gating.soft_masks import apply_masks
 from prunebench.models.masks import Masks
 from prunebench.models.slice import slice_model
-from prunebench.models.soft_masks import apply_masks
 from prunebench.models.tiny import FAMILIES, random_masks, random_tokens, tiny_model
 
 KINDS = {
@@ -148,7 +148,7 @@ def test_without_the_norm_rule_hidden_slicing_is_wrong(monkeypatch):
     right = masked_logits(model, masks, tokens)
     assert relative_difference(right, slice_model(model, masks)(tokens).logits) < 1e-5
     with monkeypatch.context() as patch:
-        patch.setattr(slicing.pruned_modeling, "_scale_eps", lambda norm, factor: None)
+        patch.setattr(slicing.modeling_pruned, "_scale_eps", lambda norm, factor: None)
         assert relative_difference(right, slice_model(model, masks)(tokens).logits) > 1e-4
     sliced = slice_model(model, masks)
     kept = int(masks.hidden.sum())

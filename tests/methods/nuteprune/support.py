@@ -1,48 +1,18 @@
 """A tiny model that is taught, and whole runs of NutePrune on it."""
 
-import torch
-
-from prunebench.methods.calibration.training_text import Example
 from prunebench.methods.data import PruningData
 from prunebench.methods.nuteprune.pruner import NutePrune
-from prunebench.methods.nuteprune.snapshots import SnapshotManager
-from prunebench.methods.nuteprune.teaching import Distill, TaughtLearner
+from prunebench.methods.nuteprune.teaching import TaughtLearner
 from prunebench.methods.pruner import Run
-from prunebench.methods.training.gates import GateKinds
-from prunebench.methods.training.learner import LearnerSettings
-from prunebench.models.budget import Budget
 from prunebench.models.tiny import random_tokens, tiny_model
-
-BUDGET = Budget(0.35, "blocks")
-CPU = torch.device("cpu")
+from tests.methods.learners import BUDGET, CPU, learner_of
 
 
-def taught(model, folder, **kinds):
-    settings = LearnerSettings(2, 2, ("q", "v", "down"), GateKinds(**kinds), 2 / 3, "product", "soft", 64)
-    examples = [Example(row, 0) for row in random_tokens(8, 32, seed=1)]
-    learner = TaughtLearner(model, settings, BUDGET, examples, 0, CPU)
-    learner.teachers = SnapshotManager(folder, "run", BUDGET.sparsity)
-    return learner
-
-
-def distilling(learner, **changes):
-    options = {
-        "distils": True,
-        "kl_weight": 0.1,
-        "layer_weight": 0.9,
-        "lm_weight": 0.0,
-        "kl_temperature": 2 / 3,
-        "kl_reduction": "sequence",
-        "layer_scale": "absolute",
-        "mask_only_steps": 0,
-        "pruning_steps": 20,
-        "ramp_steps": 10,
-        "ramp": "linear",
-        "lora_lr": 1e-3,
-        "mask_lr": 0.1,
-        "multiplier_lr": 0.1,
-    }
-    return Distill(learner, **(options | changes))
+def taught(model, folder, *, text=None, later=None, **changes):
+    """A learner whose epochs have one step; twenty of them prune."""
+    settings = {"lora_projections": ("q", "v", "down"), "lora_alpha": 2.0, "pruning_epochs": 20.0, "ramp_epochs": 10.0, "mask_lr": 0.1}
+    config = NutePrune.quick_config().model_copy(update={**settings, "gap": 10, "spacing": 0.01, **changes})
+    return learner_of(model, config, text=text, later=later, folder=folder, kind=TaughtLearner)
 
 
 def prune(folder, *, on_step=None, seed=0, model=None, **changes):

@@ -1,4 +1,4 @@
-"""The losses have the official scale, ignore what the student lost, and have right gradients (spec section 5)."""
+"""The losses have the official scale, ignore what the student lost, and have right gradients."""
 
 import pytest
 import torch

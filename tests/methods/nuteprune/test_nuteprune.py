@@ -1,16 +1,18 @@
-"""Whole runs: deterministic and resumable, on the budget, every setting heard, bad ones refused (spec section 12)."""
+"""Whole runs are deterministic and resumable and land on the budget; every setting is heard, bad ones are refused."""
 
 import pytest
 import torch
 from pydantic import ValidationError
 
-from prunebench.methods.calibration.training_text import TrainingConfig
-from prunebench.methods.nuteprune.pruner import NutePrune, NutePruneConfig
-from prunebench.methods.training.checkpoint import read_state
+from prunebench.methods.data.training_text import TrainingConfig
+from prunebench.methods.learning.run.state import read_state
+from prunebench.methods.nuteprune.config import NutePruneConfig
+from prunebench.methods.nuteprune.pruner import NutePrune
 from prunebench.models.anatomy import Anatomy
 from prunebench.models.errors import BadInput
 from prunebench.models.tiny import tiny_model
-from tests.methods.nuteprune.support import BUDGET, distilled, prune
+from tests.methods.learners import BUDGET
+from tests.methods.nuteprune.support import distilled, prune
 
 
 @pytest.mark.parametrize(
@@ -29,7 +31,7 @@ def test_a_cubic_ramp_asks_for_more_at_first(tmp_path):
 
 
 def test_the_second_phase_has_the_steps_that_are_left(tmp_path):
-    """What `prune` logs of its teachers is the order of spec section 4, from the step on that found the target reached."""
+    """The teachers that are logged are those of docs/methods/nuteprune.md, eq. 5, from the step on that reached the target."""
     steps = distilled(prune(tmp_path, spacing=0.05, gap=2, steps_per_epoch=6)[2])
     teachers = [values["teacher_sparsity"] for values in steps]
     state = read_state(tmp_path / "training.safetensors")

@@ -1,4 +1,4 @@
-"""The paper's own count of sparsity: block matrices, with k and v always whole where queries are grouped (spec section 7)."""
+"""The paper's own count of sparsity takes block matrices, with k and v always whole where queries are grouped."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Which teacher when: the official code's order, its edge cases mended (spec section 4)."""
+"""Teachers come in the official code's order, its edge cases mended (docs/methods/nuteprune.md, eqs. 4 and 5)."""
 
 import pytest
 import torch

@@ -1,15 +1,17 @@
-"""Roles on one model switch cleanly, the loss is the formula, and each stage trains what it says (spec section 12)."""
+"""Roles on one model switch cleanly, the loss is the formula, and each stage trains what it says."""
 
 import pytest
 import torch
 
-from prunebench.methods.calibration.training_text import Example
-from prunebench.methods.training.packing import lm_loss
-from prunebench.methods.training.precision import computing_in
-from prunebench.methods.training.stages import FineTune
+from prunebench.methods.data.training_text import Example
+from prunebench.methods.learning.gates.hardening import deterministic_values
+from prunebench.methods.learning.run.stages import FineTune
+from prunebench.methods.learning.text.packing import pack_logits
+from prunebench.methods.learning.text.precision import computing_in
+from prunebench.methods.nuteprune.teaching import Distill
 from prunebench.models.tiny import tiny_model
-from tests.methods.learners import assert_sliced_is_trained, move_adapters
-from tests.methods.nuteprune.support import CPU, distilling, taught
+from tests.methods.learners import CPU, assert_sliced_is_trained, move_adapters, text_of
+from tests.methods.nuteprune.support import taught
 
 
 def open_gates(learner):
@@ -40,6 +42,24 @@ def test_a_teacher_forward_leaves_the_student_bit_for_bit(tmp_path):
         assert all(vars(learner.live)[name] is value for name, value in gates.items())
 
 
+def test_a_snapshot_teaches_with_the_gates_and_adapters_that_it_was_taken_with(tmp_path):
+    model = tiny_model("llama")
+    with taught(model, tmp_path) as learner, torch.no_grad():
+        move_adapters(learner)
+        for parameter in learner.gates.log_alpha.values():
+            parameter.copy_(torch.randn(parameter.shape, generator=learner.generator))
+        learner.teachers.store(0.1, learner.snapshot())
+        pack = learner.next_pack()
+        learner.gates.as_gates(deterministic_values(learner.gates, learner.anatomy), learner.live)
+        as_it_was = pack_logits(model, pack)
+        move_adapters(learner)  # the student learns on, and so do its gates
+        for parameter in learner.gates.log_alpha.values():
+            parameter.add_(torch.randn(parameter.shape, generator=learner.generator))
+        learner.draw_gates(pack)
+        torch.testing.assert_close(learner.teacher_logits(pack, 0), as_it_was)
+        assert not torch.allclose(pack_logits(model, pack), as_it_was, atol=0.1)
+
+
 def test_the_dense_teacher_is_the_model_as_it_came(tmp_path):
     model = tiny_model("llama")
     with taught(model, tmp_path) as learner:
@@ -55,26 +75,26 @@ def test_a_student_that_equals_its_teacher_has_no_loss(tmp_path):
     """Same gates, same adapters; and open gates without adapters against the dense model: only the Lagrangian is left."""
     model = tiny_model("llama")
     with taught(model, tmp_path) as learner:
-        stage = distilling(learner)
+        stage = Distill(learner)
         pack = learner.next_pack()
         open_gates(learner)
-        assert stage._loss(pack).item() == pytest.approx(0, abs=1e-5)  # B starts at 0
+        assert stage.loss(pack).item() == pytest.approx(0, abs=1e-5)  # B starts at 0
         move_adapters(learner)
-        assert stage._loss(pack).item() > 1e-3
+        assert stage.loss(pack).item() > 1e-3
         learner.teachers.gap = 1
         learner.teachers.store(0.1, learner.snapshot())
         values = {name.removeprefix("gate."): tensor for name, tensor in learner.snapshot().items() if name.startswith("gate.")}
         learner.gates.as_gates(values, learner.live)
-        assert stage._loss(pack).item() == pytest.approx(0, abs=1e-5)
+        assert stage.loss(pack).item() == pytest.approx(0, abs=1e-5)
 
 
 @pytest.mark.parametrize("family", ["llama", "llama_tied", "gemma2"])
 @pytest.mark.parametrize("reduction", ["sequence", "token"])
 def test_the_loss_and_its_gradients_are_the_formulas(tmp_path, family, reduction):
-    """Against the whole sets of states that transformers returns (spec section 5), the dense model being the teacher."""
+    """Against the whole sets of states that transformers returns, the dense model being the teacher; docs/methods/nuteprune.md."""
     model = tiny_model(family)
     weights = {"kl_weight": 0.2, "layer_weight": 0.8, "lm_weight": 0.5, "kl_temperature": 0.7, "kl_reduction": reduction}
-    with taught(model, tmp_path) as learner:
+    with taught(model, tmp_path, **weights) as learner:
         trained = [*learner.adapters.parameters.values(), *learner.gates.log_alpha.values()]
         with torch.no_grad():
             for parameter in trained:
@@ -84,7 +104,7 @@ def test_the_loss_and_its_gradients_are_the_formulas(tmp_path, family, reduction
         assert pack.num_sequences > 1
         before = learner.generator.get_state()
         learner.draw_gates(pack)
-        loss = distilling(learner, **weights)._loss(pack)
+        loss = Distill(learner).loss(pack)
         gradients = torch.autograd.grad(loss, trained)
 
         inputs = {"position_ids": pack.position_ids, "use_cache": False, "output_hidden_states": True}
@@ -128,14 +148,14 @@ def test_a_dense_teacher_leaves_the_adapters_their_gradients_in_bfloat16(tmp_pat
         move_adapters(learner)
         pack = learner.next_pack()
         learner.draw_gates(pack)
-        distilling(learner)._loss(pack).backward()
+        Distill(learner).loss(pack).backward()
         assert all(parameter.grad is not None and parameter.grad.any() for parameter in learner.adapters.parameters.values())
 
 
 def test_adapters_rest_in_the_mask_only_epochs(tmp_path):
     model = tiny_model("llama")
-    with taught(model, tmp_path) as learner:
-        stage = distilling(learner, mask_only_steps=2)
+    with taught(model, tmp_path, mask_only_epochs=2.0) as learner:
+        stage = Distill(learner)
         stage.enter()
         before = {name: tensor.clone() for name, tensor in learner.adapters.tensors().items()}
         gates = {kind: p.detach().clone() for kind, p in learner.gates.log_alpha.items()}
@@ -148,8 +168,8 @@ def test_adapters_rest_in_the_mask_only_epochs(tmp_path):
 
 
 def test_the_adapters_start_at_their_full_rate_after_resting(tmp_path):
-    with taught(tiny_model("llama"), tmp_path) as learner:
-        stage = distilling(learner, mask_only_steps=4, pruning_steps=8)
+    with taught(tiny_model("llama"), tmp_path, mask_only_epochs=4.0, pruning_epochs=8.0) as learner:
+        stage = Distill(learner)
         stage.enter()
         rates = []
         for step in range(8):
@@ -163,13 +183,13 @@ def test_fine_tuning_lowers_the_loss_on_held_out_text(tmp_path):
     starts = torch.arange(12)[:, None] * 3
     text = [Example(row, 0) for row in (starts + torch.arange(32)) % 60]
     model = tiny_model("llama")
-    with taught(model, tmp_path) as learner:
-        settings = {"steps": 40, "lora_lr": 1e-1, "decay": "linear", "accumulation": 1}
-        stage = FineTune(learner, lambda pack: lm_loss(model, pack), **settings, examples=text[:8], validation=text[8:])
+    later = text_of(text[:8], text[8:])
+    with taught(model, tmp_path, later=later, finetune_epochs=40.0, finetune_lr=1e-1) as learner:
+        stage = FineTune(learner, decay="linear")
         stage.enter()
         before = {kind: value.clone() for kind, value in learner.harden().values.items()}
         held_out = [values["validation_loss"] for values in map(stage.step, range(40)) if "validation_loss" in values]
-        assert learner.sampler.examples == text[:8]
+        assert learner.sampler.examples == later.train
         assert all(torch.equal(value, before[kind]) for kind, value in learner.harden().values.items())
     assert len(held_out) == 2
     assert held_out[1] < 0.95 * held_out[0]

@@ -1,0 +1,1 @@
+"""What refuses a cell before it costs anything, and, in its stages, numbers that would be false."""

@@ -1,1 +1,0 @@
-"""Where calibration and training text comes from, how samples are drawn, and what is kept out of them."""

@@ -1,1 +1,0 @@
-"""Parts that methods which learn their masks share: gates, expected size, Lagrangian, schedules, hardening, training loop."""

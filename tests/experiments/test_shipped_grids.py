@@ -33,7 +33,7 @@ def quiet_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry.PRUNERS, "registered", others)
     code = (ROOT / "docs" / "add-a-pruner.md").read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
     (tmp_path / "quiet.py").write_text(code, encoding="utf-8")
-    registry.load_plugins([tmp_path / "quiet.py"])
+    registry.load_plugin(tmp_path / "quiet.py")
 
 
 @pytest.mark.parametrize("grid", GRIDS)

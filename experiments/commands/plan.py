@@ -12,6 +12,6 @@ def plan(cells: Cells) -> int:
     from prunebench.experiments.run_grid import check_feasible
 
     request = understand(cells)
-    check_feasible(request.cells, request.data)
+    check_feasible(request.cells, request.data, strictly=True)
     print(plan_table(request.config, request.cells, request.out))
     return 0

@@ -13,7 +13,7 @@ def validate(cells: Cells) -> int:
     from prunebench.models.loading import check_loads
 
     request = understand(cells)
-    check_feasible(request.cells, request.data)
+    check_feasible(request.cells, request.data, strictly=True)
     for model in dict.fromkeys(cell.model for cell in request.cells):
         if check_loads(model) is None:
             print(f"note: model {model.name} isn't here yet; its files are checked when the run fetches them")

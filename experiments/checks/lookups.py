@@ -11,7 +11,7 @@ from prunebench.evaluation.catalogue import get_protocol, known_tasks
 from prunebench.evaluation.results import SourceName
 from prunebench.evaluation.sources import NoData, find_task_data
 from prunebench.experiments.cell import CellConfig
-from prunebench.experiments.checks.methods import lengths_of, pruner_of, recovery_settings
+from prunebench.experiments.checks.methods import lengths_of, may_prune, one_of_each, pruner_of, recovery_settings
 from prunebench.experiments.plan import PlannedCell
 from prunebench.methods.data.contamination import check_evaluation_files
 from prunebench.methods.data.sources import find_corpus
@@ -99,7 +99,11 @@ def _protocols_of(cells: Sequence[PlannedCell]) -> dict[tuple[str, tuple[SourceN
 
 
 def _texts_of(cells: Sequence[PlannedCell]) -> dict[tuple[str, str, bool], None]:
-    return dict.fromkeys(found for cell in cells if not cell.config.is_dense for found in _texts(cell.config))
+    found: dict[tuple[str, str, bool], None] = {}
+    for cell in one_of_each(cells):
+        reads = may_prune(cell)  # a row that says why the method can't takes no text
+        found |= {(setting, source, is_read and reads): None for setting, source, is_read in _texts(cell.config)}
+    return found
 
 
 def _texts(cell: CellConfig) -> Iterator[tuple[str, str, bool]]:

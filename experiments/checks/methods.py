@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import json
 from collections.abc import Callable, Sequence
 from typing import Any
+
+from transformers import PreTrainedModel
 
 from prunebench.experiments.cell import CellConfig
 from prunebench.experiments.plan import PlannedCell
@@ -24,9 +28,7 @@ def check_methods(cells: Sequence[PlannedCell], *, strictly: bool) -> None:
     Raises:
         BadInput: the method, what it was asked, and what its code did instead.
     """
-    for cell in cells:
-        if cell.config.is_dense:
-            continue
+    for cell in one_of_each(cells):
         training_tokens(cell.config)
         lengths_of(pruner_of(cell.config), cell.config, lambda text, bos: 0)
         if strictly:
@@ -34,6 +36,16 @@ def check_methods(cells: Sequence[PlannedCell], *, strictly: bool) -> None:
             if anatomy is not None:
                 with code_of(f"supports() of method {cell.config.method}"):
                     support_of(pruner_of(cell.config), anatomy)
+
+
+def one_of_each(cells: Sequence[PlannedCell]) -> list[PlannedCell]:
+    """The first pruned cell of each model, method, recovery and their settings."""
+    found: dict[Any, PlannedCell] = {}
+    for cell in cells:
+        if not cell.config.is_dense:
+            settings = json.dumps([cell.config.method_config, cell.config.recovery_config], sort_keys=True)
+            found.setdefault((cell.model, cell.config.method, cell.config.recovery, settings), cell)
+    return list(found.values())
 
 
 def pruner_of(cell: CellConfig) -> Pruner:
@@ -106,8 +118,13 @@ def support_of(pruner: Pruner, anatomy: Anatomy) -> Support:
 def anatomy_of(cell: PlannedCell) -> Anatomy | None:
     """The anatomy of a cell's model; None where its files aren't here yet, or the anatomy can't read it."""
     empty = check_loads(cell.model)
+    return None if empty is None else _readable_anatomy(empty)
+
+
+@functools.lru_cache(maxsize=16)
+def _readable_anatomy(empty: PreTrainedModel) -> Anatomy | None:
     try:
-        return None if empty is None else Anatomy.from_model(empty)
+        return Anatomy.from_model(empty)
     except UnsupportedModel:
         return None
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers import logging as transformers_logging
 
-from prunebench.experiments.checks.methods import may_prune
+from prunebench.experiments.checks.methods import may_prune, one_of_each
 from prunebench.experiments.checks.removals import ALL_KINDS, Kind, removed_kinds
 from prunebench.experiments.checks.tiny_copy import VOCABULARY, tiny_copy
 from prunebench.experiments.plan import PlannedCell
@@ -54,7 +54,7 @@ def rehearse_cells(cells: Sequence[PlannedCell]) -> None:
     Raises:
         UnsupportedModel, BadInput: as `rehearse`; names the methods that remove what can't be removed.
     """
-    wanted = [cell for cell in cells if not cell.config.is_dense and may_prune(cell)]
+    wanted = [cell for cell in one_of_each(cells) if may_prune(cell)]
     for model in dict.fromkeys(cell.model for cell in wanted):
         removes: dict[str, set[Kind]] = {}
         for cell in wanted:

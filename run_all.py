@@ -17,5 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.path.append(sys.path.pop(0))  # this file's folder last: a researcher's own packages go before our folders
+    # This file's folder goes behind PYTHONPATH, where a researcher's own packages are, and before installed ones.
+    here = sys.path.pop(0)
+    sys.path.insert(next((i for i, entry in enumerate(sys.path) if entry.endswith("-packages")), len(sys.path)), here)
     sys.exit(main())

@@ -10,8 +10,8 @@ from typing import Any
 
 from prunebench.experiments.cell import DENSE, CellConfig, CellModel, CellProtocol
 from prunebench.experiments.checks.model import check_model, data_fingerprint
+from prunebench.experiments.checks.prompt import prompt_of
 from prunebench.experiments.config import Grid, GridConfig, MethodChoice, Pattern, RecoveryChoice
-from prunebench.experiments.prompt import prompt_of
 from prunebench.leaderboard.variants import in_words, set_apart
 from prunebench.methods.registry import get_recovery
 from prunebench.methods.settings import resolved

@@ -8,17 +8,19 @@ import json
 import os
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from prunebench.experiments import stages
 from prunebench.experiments.cell_folder import CellFolder, output_error, remove, write_text
+from prunebench.experiments.config import Part
 from prunebench.experiments.hashing import hash_value
 from prunebench.experiments.job import Job, Outcome
 from prunebench.experiments.progress import Emit, duration, gigabytes
 from prunebench.experiments.recording import build_record, unfinished_record
+from prunebench.experiments.results import Evaluated, Measured, Pruned, Recovered, Sliced
 from prunebench.experiments.stopping import Stop, Stopped
 from prunebench.leaderboard.record import Record, read_record, write_record
 from prunebench.models.errors import PrunebenchError, deed, is_out_of_memory, text_of
@@ -176,9 +178,10 @@ class _CellRun:
             prune = self._stage("prune", cell.prune_inputs(), stages.prune)
             kept = {name: prune["artifacts"][name]["sha256"] for name in sorted(prune["artifacts"])}
             slice_inputs = {"artifacts": kept, "model": cell.model.model_dump(mode="json")}
-            sliced = self._stage("slice", slice_inputs, lambda work, scratch: stages.slice_(work, scratch, prune["result"]))
+            pruned = Pruned.model_validate(prune["result"])
+            sliced = self._stage("slice", slice_inputs, lambda work, scratch: stages.slice_(work, scratch, pruned))
             checkpoint_hash = hash_value(sliced["artifacts"])
-            if cell.recovery != "none" and prune["result"].get("unstructured_zeros") is not None:
+            if cell.recovery != "none" and pruned.unstructured_zeros is not None:
                 raise stages.Unsupported(
                     f"recovery {cell.recovery} would fill the zeros that {cell.method} set; it has no smaller shape to keep"
                 )
@@ -205,7 +208,7 @@ class _CellRun:
             for name in names:
                 remove(self.folder.path / name)
 
-    def _stage(self, name: str, inputs: dict[str, Any], act: Callable[[stages.Work, Path], dict[str, Any]]) -> dict[str, Any]:
+    def _stage(self, name: str, inputs: dict[str, Any], act: Callable[[stages.Work, Path], Part]) -> dict[str, Any]:
         """The stamp of a stage: from an earlier run, from a cell with the same inputs, or made now."""
         self.stop.safe_point()
         self.stage_name = name
@@ -223,9 +226,13 @@ class _CellRun:
                 reset_peak_memory()
                 started = time.monotonic()
                 result = act(self.work, scratch)
-                spent = {"seconds": time.monotonic() - started, "peak_memory_bytes": peak_memory_bytes(), "tokens": result.get("tokens")}
-                stamp = self.folder.finish(name, key, scratch, result, spent)
-            self._emit(kind="line", text=summary(name, self.job, stamp, self.stamps))
+                spent = {
+                    "seconds": time.monotonic() - started,
+                    "peak_memory_bytes": peak_memory_bytes(),
+                    "tokens": getattr(result, "tokens", None),
+                }
+                stamp = self.folder.finish(name, key, scratch, result.model_dump(mode="json"), spent)
+            self._emit(kind="line", text=summary(result, self.job, stamp["cost"]))
         self.stamps[name] = stamp
         return stamp
 
@@ -278,23 +285,26 @@ def millions(count: int) -> str:
     return f"{count / 1e9:.2f}B" if count >= 1e9 else f"{count / 1e6:.1f}M" if count >= 1e5 else str(count)
 
 
-def summary(name: str, job: Job, stamp: dict[str, Any], before: dict[str, dict[str, Any]]) -> str:
+def summary(result: Part, job: Job, cost: dict[str, Any]) -> str:
     """One line a stage, with its cost."""
-    result, cost, cell = stamp["result"], stamp["cost"], job.cell
+    cell = job.cell
     spent = f"{duration(cost['seconds'])} | peak {gigabytes(cost['peak_memory_bytes'])}"
-    if name == "prune":
-        counts = f"{millions(result['dense']['total'])} -> {millions(result['kept']['total'])} params"
-        return f"pruned {cell.method} {cell.sparsity:.2f} | {counts} | {spent}"
-    if name == "slice":
-        return f"sliced | {result['disk_bytes'] / 1e6:.0f} MB on disk, reload equals memory | {spent}"
-    if name == "recover":
-        return f"recovered {cell.recovery} | {result['tokens']} tokens | {spent}"
-    if name == "evaluate":
-        return f"evaluated {scores_text(result['scores'])} | {spent}"
-    return f"measured {speed_text(result['efficiency'])} | {spent}"
+    match result:
+        case Pruned():
+            counts = f"{millions(result.size.dense.total)} -> {millions(result.size.kept.total)} params"
+            return f"pruned {cell.method} {cell.sparsity:.2f} | {counts} | {spent}"
+        case Sliced():
+            return f"sliced | {result.disk_bytes / 1e6:.0f} MB on disk, reload equals memory | {spent}"
+        case Recovered():
+            return f"recovered {cell.recovery} | {result.tokens} tokens | {spent}"
+        case Evaluated():
+            return f"evaluated {scores_text(result.scores)} | {spent}"
+        case Measured():
+            return f"measured {speed_text(result.efficiency)} | {spent}"
+    raise TypeError(f"no stage gives a {type(result).__name__}")
 
 
-def scores_text(scores: list[dict[str, Any]]) -> str:
+def scores_text(scores: Sequence[dict[str, Any]]) -> str:
     parts = []
     for score in scores:
         mean = score.get("mean")

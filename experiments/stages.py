@@ -33,10 +33,12 @@ from prunebench.experiments.checks.gates import (
 from prunebench.experiments.checks.methods import support_of
 from prunebench.experiments.hashing import seed_for, set_global_seeds
 from prunebench.experiments.job import Job
+from prunebench.experiments.results import Counts, Evaluated, Measured, Pruned, Recovered, Size, Sliced
+from prunebench.leaderboard.record import LayerShape
 from prunebench.methods.data import PruningData, build_pruning_data
 from prunebench.methods.pruner import Run
 from prunebench.methods.registry import get_pruner, get_recovery
-from prunebench.models.anatomy import Anatomy, ParamCount, count_params
+from prunebench.models.anatomy import Anatomy, count_params
 from prunebench.models.budget import Budget
 from prunebench.models.checkpoint import load_pruned, save_pruned, tensor_bytes
 from prunebench.models.errors import BadInput, PrunebenchError, UnsupportedModel
@@ -99,7 +101,7 @@ class Work:
 # --- prune -----------------------------------------------------------------------------------------------------------
 
 
-def prune(work: Work, scratch: Path) -> dict[str, Any]:
+def prune(work: Work, scratch: Path) -> Pruned:
     """Lets the method choose what stays; writes the masks and the weights that it changed."""
     cell = work.cell
     assert cell.sparsity is not None  # dense cells have no prune stage
@@ -132,19 +134,20 @@ def prune(work: Work, scratch: Path) -> dict[str, Any]:
     masks.save(scratch / MASKS_FILE)
     if changed:
         save_file({name: tensor.contiguous() for name, tensor in changed.items()}, scratch / WEIGHTS_FILE)
-    return {
-        "identity": loaded.identity,
-        "dense": {"total": dense.total, "blocks": dense.blocks},
-        "kept": {"total": kept.total, "blocks": kept.blocks},
-        "achieved": {"total": 1 - kept.total / dense.total, "blocks": 1 - kept.blocks / dense.blocks},
-        "shapes": shapes(anatomy, masks),
-        "hidden": [int(masks.hidden.sum()), anatomy.hidden_size],
-        "masks_sha256": masks_hash(masks),
-        "curves": curves.read(),
-        "data": data_provenance(data),
-        "changed_weights": len(changed),
-        "unstructured_zeros": None if pruner_class.structured else zero_fraction(model, anatomy),
-    }
+    return Pruned(
+        identity=loaded.identity,
+        size=Size(
+            dense=Counts(total=dense.total, blocks=dense.blocks),
+            kept=Counts(total=kept.total, blocks=kept.blocks),
+            shapes=shapes(anatomy, masks),
+            hidden=(int(masks.hidden.sum()), anatomy.hidden_size),
+        ),
+        masks_sha256=masks_hash(masks),
+        curves=curves.read(),
+        data=data_provenance(data),
+        changed_weights=len(changed),
+        unstructured_zeros=None if pruner_class.structured else zero_fraction(model, anatomy),
+    )
 
 
 def pruning_data(work: Work, tokenizer: PreTrainedTokenizerBase, purpose: str, *, needed: bool) -> PruningData:
@@ -156,11 +159,11 @@ def pruning_data(work: Work, tokenizer: PreTrainedTokenizerBase, purpose: str, *
     return build_pruning_data(work.cell.calibration, tokenizer, seed_for(work.cell.seed, purpose), data_dir)
 
 
-def data_provenance(data: PruningData) -> list[dict[str, Any]]:
+def data_provenance(data: PruningData) -> tuple[dict[str, Any], ...]:
     """What the calibration data are and the hash of their tokens."""
     if not len(data.calibration):
-        return []
-    return [{"purpose": "calibration", "source": data.description, "sha256": data.sha256}]
+        return ()
+    return ({"purpose": "calibration", "source": data.description, "sha256": data.sha256},)
 
 
 class Curves:
@@ -176,7 +179,7 @@ class Curves:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": int(step), **{k: float(v) for k, v in values.items()}}) + "\n")
 
-    def read(self) -> dict[str, list[list[float]]]:
+    def read(self) -> dict[str, list[tuple[float, float]]]:
         points: dict[str, dict[int, float]] = {}
         if self.path.exists():
             for line in self.path.read_text(encoding="utf-8").splitlines():
@@ -187,11 +190,11 @@ class Curves:
                 step = row.pop("step")
                 for name, value in row.items():
                     points.setdefault(name, {})[step] = value
-        return {name: [[step, by_step[step]] for step in sorted(by_step)] for name, by_step in sorted(points.items())}
+        return {name: [(step, by_step[step]) for step in sorted(by_step)] for name, by_step in sorted(points.items())}
 
 
-def shapes(anatomy: Anatomy, masks: Masks | None) -> list[dict[str, Any]]:
-    """Per layer what stays and what was there, in the words of `leaderboard.record.LayerShape`."""
+def shapes(anatomy: Anatomy, masks: Masks | None) -> tuple[LayerShape, ...]:
+    """Per layer what stays and what was there."""
     rows = []
     for layer in anatomy.layers:
         heads, groups, channels = anatomy.layer_sizes(layer.index)
@@ -201,53 +204,52 @@ def shapes(anatomy: Anatomy, masks: Masks | None) -> list[dict[str, Any]]:
             else tuple(int(mask[layer.index].sum()) for mask in (masks.q_heads, masks.kv_groups, masks.ffn))
         )
         rows.append(
-            {
-                "layer": layer.index,
-                "kv_groups_kept": kept[1],
-                "kv_groups_total": groups,
-                "q_heads_kept": kept[0],
-                "q_heads_total": heads,
-                "ffn_kept": kept[2],
-                "ffn_total": channels,
-                "attn": kept[1] > 0,
-                "mlp": kept[2] > 0,
-            }
+            LayerShape(
+                layer=layer.index,
+                kv_groups_kept=kept[1],
+                kv_groups_total=groups,
+                q_heads_kept=kept[0],
+                q_heads_total=heads,
+                ffn_kept=kept[2],
+                ffn_total=channels,
+                attn=kept[1] > 0,
+                mlp=kept[2] > 0,
+            )
         )
-    return rows
+    return tuple(rows)
 
 
 # --- slice -----------------------------------------------------------------------------------------------------------
 
 
-def slice_(work: Work, scratch: Path, pruned: dict[str, Any]) -> dict[str, Any]:
+def slice_(work: Work, scratch: Path, pruned: Pruned) -> Sliced:
     """Makes the tensors smaller and writes the checkpoint; proves the parameter count and that a reload changes nothing."""
     loaded = work.load_dense()
     masks = Masks.load(work.folder.path / MASKS_FILE)
-    if (work.folder.path / WEIGHTS_FILE).exists() and pruned["changed_weights"]:
+    if (work.folder.path / WEIGHTS_FILE).exists() and pruned.changed_weights:
         load_changed_weights(loaded.model, Anatomy.from_model(loaded.model), load_file(work.folder.path / WEIGHTS_FILE))
     work.progress("slicing", 0, 3)
     sliced = slice_model(loaded.model, masks)
-    counted = count_params(sliced)
-    if counted != ParamCount(**pruned["kept"]):
+    counted, kept = count_params(sliced), pruned.size.kept
+    if (counted.total, counted.blocks) != (kept.total, kept.blocks):
         raise GateFailed(
-            f"the sliced model has {counted.total} parameters ({counted.blocks} in blocks), "
-            f"the masks say {pruned['kept']['total']} ({pruned['kept']['blocks']})."
+            f"the sliced model has {counted.total} parameters ({counted.blocks} in blocks), the masks say {kept.total} ({kept.blocks})."
         )
     work.progress("slicing", 1, 3)
-    provenance = {"model": loaded.identity, "pruning": work.cell.prune_inputs(), "params": pruned["kept"]}
+    provenance = {"model": loaded.identity, "pruning": work.cell.prune_inputs(), "params": kept.model_dump()}
     save_pruned(sliced, loaded.tokenizer, scratch / CHECKPOINT, provenance)
     work.dense = None
     work.progress("slicing", 2, 3)
     probe_reload(sliced, scratch / CHECKPOINT)
     work.pruned = sliced
     work.progress("slicing", 3, 3)
-    return {"disk_bytes": tensor_bytes(sliced)}
+    return Sliced(disk_bytes=tensor_bytes(sliced))
 
 
 # --- recover ---------------------------------------------------------------------------------------------------------
 
 
-def recover(work: Work, scratch: Path) -> dict[str, Any]:
+def recover(work: Work, scratch: Path) -> Recovered:
     """Trains the sliced checkpoint, the same way for every method, and writes the result beside it."""
     cell = work.cell
     model, tokenizer = load_checkpoint(work, CHECKPOINT)
@@ -259,11 +261,17 @@ def recover(work: Work, scratch: Path) -> dict[str, Any]:
     seed = seed_for(cell.seed, "recover")
     set_global_seeds(seed)
     run = Run(seed=seed, device=model.device, folder=method_folder, progress=work.progress, log_metrics=curves.log)
-    facts = recovery.recover(model, cell.recovery_config, data, run)
+    facts = without_nan(recovery.recover(model, cell.recovery_config, data, run))
+    if not isinstance(facts, dict) or not isinstance(facts.get("tokens"), int):
+        raise PrunebenchError(
+            f"recovery {cell.recovery} returned {facts!r}; it must return a mapping with its training tokens as 'tokens'."
+        )
     save_pruned(model, tokenizer, scratch / RECOVERED, {"recovery": cell.recover_inputs()})
     probe_reload(model, scratch / RECOVERED)
     work.to_evaluate = None
-    return {**without_nan(facts), "curves": curves.read(), "disk_bytes": tensor_bytes(model)}
+    return Recovered(
+        tokens=facts.pop("tokens"), data=facts.pop("data", ()), facts=facts, curves=curves.read(), disk_bytes=tensor_bytes(model)
+    )
 
 
 def load_checkpoint(work: Work, name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -293,7 +301,7 @@ def model_to_evaluate(work: Work) -> tuple[PreTrainedModel, PreTrainedTokenizerB
     return work.to_evaluate
 
 
-def evaluate(work: Work, scratch: Path) -> dict[str, Any]:
+def evaluate(work: Work, scratch: Path) -> Evaluated:
     """Scores every protocol of the cell; per-document outcomes go to samples/."""
     from prunebench import evaluation
 
@@ -324,22 +332,24 @@ def evaluate(work: Work, scratch: Path) -> dict[str, Any]:
                 raise GateFailed(f"{task['metric']} of task {task['task']} (protocol {score['protocol']}) is not a number.")
     if (scores_folder / "samples").is_dir():
         (scores_folder / "samples").rename(scratch / "samples")
-    result: dict[str, Any] = {"scores": json.loads(json.dumps(scores, default=str, allow_nan=False)), "identity": work.identity}
-    if work.cell.is_dense:
-        result |= dense_sizes(model)
-    return result
+    return Evaluated(
+        scores=json.loads(json.dumps(scores, default=str, allow_nan=False)),
+        identity=work.identity,
+        size=dense_size(model) if work.cell.is_dense else None,
+        disk_bytes=tensor_bytes(model),
+    )
 
 
-def dense_sizes(model: PreTrainedModel) -> dict[str, Any]:
+def dense_size(model: PreTrainedModel) -> Size:
     """Parameters and shapes of an unpruned model; only how many parameters there are where the anatomy can't read it."""
     counted = count_params(model)
-    sizes = {"dense": {"total": counted.total, "blocks": None}, "shapes": [], "hidden": [None, None], "disk_bytes": tensor_bytes(model)}
     try:
         anatomy = Anatomy.from_model(model)
     except UnsupportedModel:  # it can be evaluated all the same
-        return sizes
-    width = anatomy.hidden_size
-    return sizes | {"dense": {"total": counted.total, "blocks": counted.blocks}, "shapes": shapes(anatomy, None), "hidden": [width, width]}
+        whole = Counts(total=counted.total, blocks=None)
+        return Size(dense=whole, kept=whole)
+    whole, width = Counts(total=counted.total, blocks=counted.blocks), anatomy.hidden_size
+    return Size(dense=whole, kept=whole, shapes=shapes(anatomy, None), hidden=(width, width))
 
 
 def _check_form(tokenizer: PreTrainedTokenizerBase, cell: CellConfig) -> None:
@@ -367,7 +377,7 @@ def without_nan(value: Any) -> Any:
     return value
 
 
-def efficiency(work: Work, scratch: Path) -> dict[str, Any]:
+def efficiency(work: Work, scratch: Path) -> Measured:
     """Measures speed and memory of what was evaluated."""
     from prunebench import evaluation
 
@@ -381,4 +391,4 @@ def efficiency(work: Work, scratch: Path) -> dict[str, Any]:
         repeats=settings.repeats,
         progress=work.progress,
     )
-    return {"efficiency": without_nan(measured.model_dump(mode="json"))}
+    return Measured(efficiency=without_nan(measured.model_dump(mode="json")))

@@ -13,11 +13,14 @@ from prunebench.leaderboard.record import read_records
 
 if TYPE_CHECKING:
     from prunebench.leaderboard.collect import Entry
+    from prunebench.leaderboard.compare import Comparisons
     from prunebench.leaderboard.plots.style import Plot
 
 Progress = Callable[[str, int, int], None]
 MOST_MODELS_PLOTTED = 4
 MOST_ENTRIES_PLOTTED = 200
+DRAWN_LIVE = ("score", "tradeoff")
+"""Kinds of pictures that the page draws itself, for the race that is shown; these are files only."""
 
 
 def build(out_dir: Path, *, progress: Progress | None = None) -> Path:
@@ -38,6 +41,7 @@ def _build(out_dir: Path, progress: Progress) -> Path:
     from prunebench.leaderboard.findings import findings
     from prunebench.leaderboard.page import Content, render
     from prunebench.leaderboard.plots.style import write_csv
+    from prunebench.leaderboard.races import race_views
     from prunebench.leaderboard.tables import leaderboard
 
     progress("read records", 0, 1)
@@ -54,9 +58,10 @@ def _build(out_dir: Path, progress: Progress) -> Path:
     folder = out_dir / "leaderboard"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        plots, plot_note = _plots(entries, out_dir, folder / "plots", progress)
+        plots, plot_note = _plots(_without_ablations(entries, comparisons), out_dir, folder / "plots", progress)
         progress("write tables", 0, 1)
-        downloads, export_note = exports.write_all(folder, main, entries, write_text)
+        races = race_views(entries, comparisons)
+        downloads, export_note = exports.write_all(folder, main, entries, races, comparisons, write_text)
         if export_note:
             notes.append(Note("exports", export_note))
         ledger_table = ledger.table(lines)
@@ -75,6 +80,8 @@ def _build(out_dir: Path, progress: Progress) -> Path:
             ledger=ledger_table if lines else None,
             ledger_note=ledger.note(lines, len(numbers) - len(lines)),
             findings=findings(entries, comparisons),
+            races=races,
+            claims=ledger.claims(lines),
             plots=plots,
             notes=notes,
             downloads=downloads,
@@ -88,6 +95,13 @@ def _build(out_dir: Path, progress: Progress) -> Path:
         said = error.strerror or error
         raise LeaderboardError(f"leaderboard folder {folder} can't be written: {said}; free space or fix its rights.") from error
     return page
+
+
+def _without_ablations(entries: list[Entry], comparisons: Comparisons) -> list[Entry]:
+    """What the pictures show: the dense models and each method by its main setting."""
+    mains = {e.id for block in comparisons.blocks for e in block.entries}
+    ablations = {e.id for block in comparisons.blocks for e in block.ablations} - mains
+    return [e for e in entries if e.id not in ablations]
 
 
 def _plots(entries: list[Entry], out_dir: Path, folder: Path, progress: Progress) -> tuple[list[Plot], str]:
@@ -121,6 +135,8 @@ def _plots(entries: list[Entry], out_dir: Path, folder: Path, progress: Progress
             progress("draw plots", i * len(draw) + j, len(shown) * len(draw))
             plot = make(own)
             if plot is not None:
+                if plot.section in DRAWN_LIVE:
+                    plot.svg = ""
                 plots.append(plot)
     if shown:
         progress("draw plots", len(shown) * len(draw), len(shown) * len(draw))

@@ -12,13 +12,14 @@ from typing import Any
 
 from prunebench.leaderboard import formatting as fmt
 from prunebench.leaderboard.record import ProtocolScore, Record, RunBlock
-from prunebench.leaderboard.scores import Score, Suite, build_suite, signature_of
+from prunebench.leaderboard.scores import Score, Suite, SuiteName, build_suite, signature_of
 from prunebench.leaderboard.tracks import NOT_RECORDED, calibration_tokens, depends_on_seed, label_tokens, tracks, training_tokens
-from prunebench.leaderboard.variants import in_words, set_apart
+from prunebench.leaderboard.variants import set_apart, short_words
 
-__all__ = ["SYNTHETIC", "Entry", "Note", "Score", "Suite", "collect", "mean_known"]
+__all__ = ["Entry", "Note", "Score", "Suite", "collect", "mean_known"]
 
-SYNTHETIC = " (synthetic)"
+MOST_TOLD = 3
+"""Rows of several tracks are told apart by their settings where each needs at most so many words for it; else by the track."""
 NO_SETTINGS = ("seed", "protocols", "efficiency", "sparsity")
 """Keys of a cell's config that make no other setting: which seed, what was scored, and what `run` says anyway."""
 _STATUS_ORDER = ("done", "interrupted", "skipped", "out_of_memory", "failed")
@@ -248,19 +249,39 @@ def _name_tracks(entries: list[Entry]) -> None:
 
 
 def _name_variants(entries: list[Entry]) -> None:
-    """Where one contender appears in one race with several settings, say what differs; never the same words twice."""
+    """Where one contender appears with several settings at one sparsity, say what differs; in one race never the same words twice."""
     same: dict[tuple[Any, ...], list[Entry]] = defaultdict(list)
     for entry in entries:
-        race = entry.race or (entry.model, entry.synthetic, entry.is_dense, entry.problem)
-        same[(*race, *entry.contender)].append(entry)
+        place = (entry.model, entry.synthetic, entry.problem, repr(entry.sparsity), entry.basis)
+        same[(*place, *entry.contender)].append(entry)
     for group in same.values():
-        if len(group) == 1:
+        told = _told(group)
+        if max(map(len, told)) <= MOST_TOLD:
+            _name(group, told)
             continue
-        told = [fmt.short(in_words(one), 48) for one in set_apart([settings_of(entry.records[0].run) for entry in group])]
-        counts, seen = Counter(told), Counter[str]()
-        for entry, words in zip(group, told, strict=True):
-            seen[words] += 1
-            entry.variant = words if counts[words] == 1 else f"{words} #{seen[words]}".strip()
+        tracks_of: dict[str, list[Entry]] = defaultdict(list)
+        for entry in group:
+            tracks_of[entry.track].append(entry)
+        for part in tracks_of.values():
+            _name(part, _told(part))
+
+
+def _told(group: list[Entry]) -> list[dict[str, Any]]:
+    """What sets the settings of several entries apart: those of the method and its recovery, others only where these don't."""
+    settings = [settings_of(entry.records[0].run) for entry in group]
+    own: list[dict[str, Any]] = [{key: one[key] for key in ("method_config", "recovery_config") if key in one} for one in settings]
+    told = set_apart(own)
+    return told if len({json.dumps(one, default=str) for one in told}) == len(told) else set_apart(settings)
+
+
+def _name(group: list[Entry], told: list[dict[str, Any]]) -> None:
+    if len(group) == 1:
+        return
+    words = [short_words(one) for one in told]
+    counts, seen = Counter(words), Counter[str]()
+    for entry, said in zip(group, words, strict=True):
+        seen[said] += 1
+        entry.variant = said if counts[said] == 1 else f"{said} #{seen[said]}".strip()
 
 
 def _name_lines(entries: list[Entry]) -> None:
@@ -293,15 +314,15 @@ def _pieces(record: Record) -> list[tuple[SuiteKey, ProtocolScore]]:
     return found
 
 
-def _suite_ids(pieces: Iterable[SuiteKey]) -> dict[SuiteKey, str]:
-    """Column names: the protocol (and task); its version where several are present; where a model was scored on several sets of
-    items their number; 'synthetic' always when it is."""
+def _suite_ids(pieces: Iterable[SuiteKey]) -> dict[SuiteKey, SuiteName]:
+    """Names: the protocol (and task); its version where several are present; where a model was scored on several sets of items
+    their number."""
     versions: dict[str, set[str]] = defaultdict(set)
     sets: dict[tuple[Any, ...], set[tuple[Any, ...]]] = defaultdict(set)
     for model, protocol, task, version, synthetic, signature in pieces:
         versions[protocol].add(version)
         sets[(model, protocol, task, version, synthetic)].add(signature)
-    found = {}
+    found: dict[SuiteKey, SuiteName] = {}
     for (model, protocol, task, version, synthetic), signatures in sets.items():
         sizes = Counter(sum(part[2] for part in signature) for signature in signatures)
         for number, signature in enumerate(sorted(signatures), start=1):
@@ -313,21 +334,21 @@ def _suite_ids(pieces: Iterable[SuiteKey]) -> dict[SuiteKey, str]:
             if len(signatures) > 1:
                 size = sum(part[2] for part in signature)
                 name += f", {size} items" + (f", set {number}" if sizes[size] > 1 else "")
-            found[(model, protocol, task, version, synthetic, signature)] = name + (SYNTHETIC if synthetic else "")
+            found[(model, protocol, task, version, synthetic, signature)] = SuiteName(name, synthetic)
     return found
 
 
-def _score(entry: Entry, ids: dict[SuiteKey, str], notes: list[Note]) -> None:
-    by_suite: dict[str, list[tuple[Record, ProtocolScore]]] = defaultdict(list)
+def _score(entry: Entry, ids: dict[SuiteKey, SuiteName], notes: list[Note]) -> None:
+    by_suite: dict[SuiteName, list[tuple[Record, ProtocolScore]]] = defaultdict(list)
     for record in entry.done:
         for key, score in _pieces(record):
             by_suite[ids[key]].append((record, score))
     if entry.done and not by_suite:
         notes.append(Note("no scores", f"{entry.title}: finished without any score."))
-    for suite_id, every in by_suite.items():
-        where = f"{entry.title}, {suite_id}"
+    for named, every in by_suite.items():
+        where = f"{entry.title}, {named.name}"
         found = _one_a_seed(where, every, notes)
-        entry.suites[suite_id] = build_suite(where, suite_id, found, partial(_tell, notes))
+        entry.suites[named.id] = build_suite(where, named, found, partial(_tell, notes))
 
 
 def _tell(notes: list[Note], kind: str, text: str) -> None:

@@ -121,6 +121,7 @@ class Block:
     """
 
     suite: str
+    name: str
     model: str
     sparsity: float
     basis: str
@@ -286,11 +287,12 @@ class _Suite:
         assert first.sparsity is not None
         block = Block(
             self.id,
+            self.suite(first).name,
             first.model,
             first.sparsity,
             first.basis,
             first.track,
-            first.synthetic,
+            first.synthetic or self.suite(first).synthetic,
             mains,
             [e for group in contenders for e in group[1:]],
             pairs,

@@ -1,44 +1,66 @@
-"""The tables as CSV, Markdown and LaTeX (booktabs), with the very strings that the page shows."""
+"""What is taken away from the page: CSV at full precision, Markdown and LaTeX tables, lm-eval results and model-card blocks."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections import defaultdict
+import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from prunebench.leaderboard import formatting as fmt
+from prunebench.leaderboard.cards import lm_eval_results, model_card
 from prunebench.leaderboard.collect import Entry
+from prunebench.leaderboard.compare import Comparisons
 from prunebench.leaderboard.plots.style import slug, spreadsheet_safe
-from prunebench.leaderboard.tables import Cell, Column, Table
+from prunebench.leaderboard.races import RaceView
+from prunebench.leaderboard.record import Record
+from prunebench.leaderboard.tables import EXPORT, Cell, Column, Table
 
-SIZES = ("params_total", "params_blocks", "disk_bytes", "macs")
-COSTS = ("latency", "decode", "prune_seconds", "training_tokens", "calibration_tokens", "prune_peak", "status")
-MOST_BLOCK_TABLES = 400
 MOST_MARKDOWN_ROWS = 2000
+MOST_RACE_TABLES = 400
+MOST_RECORD_FILES = 400
 
 
-def as_csv(columns: Sequence[Column], rows: Sequence[dict[str, Cell]]) -> str:
-    """One column for the value, one for what stands beside it (interval half-width, note), where there is any."""
+def as_csv(columns: Sequence[Column], rows: Sequence[dict[str, Cell]], cells: Sequence[str] | None = None) -> str:
+    """For programs: full precision, the ends of intervals in columns of their own, and the ids of the cells behind each row.
+
+    Args:
+        cells: of each row the ids of its cells, the first column; None leaves it out.
+    """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    with_sub = {c.key for c in columns if any(r[c.key].sub for r in rows)}
-    head: list[str] = []
+    with_ends = {c.key for c in columns if any(r[c.key].low is not None for r in rows)}
+    with_note = {c.key for c in columns if any(_note(r[c.key]) for r in rows)}
+    head = ["cells"] if cells is not None else []
     for column in columns:
-        head.append(heading(column))
-        if column.key in with_sub:
-            head.append(heading(column) + (" ±" if column.key.endswith("|mean") or "|task|" in column.key else " note"))
+        name = heading(column)
+        head += [name, *([f"{name} low", f"{name} high"] if column.key in with_ends else [])]
+        head += [f"{name} note"] if column.key in with_note else []
     writer.writerow([spreadsheet_safe(h) for h in head])
-    for row in rows:
-        line: list[str] = []
+    for i, row in enumerate(rows):
+        line = [cells[i]] if cells is not None else []
         for column in columns:
             cell = row[column.key]
-            line.append(_plain(cell.text))
-            if column.key in with_sub:
-                line.append(_plain(cell.sub.removeprefix("±")))
+            line.append(_value(cell, column))
+            if column.key in with_ends:
+                line += ["" if end is None else repr(end) for end in (cell.low, cell.high)]
+            if column.key in with_note:
+                line.append(_plain(_note(cell)))
         writer.writerow(line)
     return out.getvalue()
+
+
+def _value(cell: Cell, column: Column) -> str:
+    if column.is_number and isinstance(cell.sort, int | float) and not column.key.endswith("rank"):
+        return repr(cell.sort)
+    return _plain(cell.text)
+
+
+def _note(cell: Cell) -> str:
+    """What stands beside a value, where it is no interval."""
+    return "" if cell.low is not None or cell.sub.startswith("±") else cell.sub
 
 
 def _plain(text: str) -> str:
@@ -75,91 +97,106 @@ def as_markdown(columns: Sequence[Column], rows: Sequence[dict[str, Cell]], is_a
     return "\n".join([head, rule, *body]) + "\n"
 
 
-def as_latex(columns: Sequence[Column], rows: Sequence[dict[str, Cell]], caption: str, is_alone: bool = False) -> str:
-    r"""A booktabs table; needs \usepackage{booktabs}."""
+def as_latex(view: RaceView, comparisons: Comparisons) -> str:
+    r"""The table of one race for a paper: fits a column, the best in bold with all that tie with it; needs \usepackage{booktabs}.
+
+    Compiles with pdflatex and xelatex: every character that a pdflatex without further packages lacks is written in another way.
+    """
+    columns = [c for c in view.columns if c.key not in LATEX_LEFT_OUT]
     shape = "".join("r" if c.is_number else "l" for c in columns)
+    synthetic = "Synthetic records, not measurements. " if view.block.synthetic else ""
+    caption = f"{synthetic}{view.title}. {CAPTION}"
     lines = [
         "% needs \\usepackage{booktabs}",
-        "\\begin{table}",
+        "\\begin{table}[t]",
+        "\\centering\\small",
+        "\\setlength{\\tabcolsep}{3pt}",
         f"\\caption{{{fmt.latex(caption)}}}",
+        f"\\label{{tab:{re.sub(r'[^a-z0-9]+', '-', view.hash.lower()).strip('-')}}}",
         f"\\begin{{tabular}}{{{shape}}}",
         "\\toprule",
-        " & ".join(fmt.latex(heading(c, is_alone)) for c in columns) + r" \\",
+        " & ".join(fmt.latex(LATEX_HEADS.get(c.key, c.label)) for c in columns) + r" \\",
         "\\midrule",
     ]
-    lines += [" & ".join(_latex_cell(r[c.key]) for c in columns) + r" \\" for r in rows]
+    for row in view.rows:
+        if row.ablation_of is None:
+            rank = comparisons.ranks.get((row.entry.id, view.block.suite))
+            best = rank is not None and rank.low == 1
+            lines.append(" & ".join(_latex_cell(row.cells[c.key], c.key == "score", best) for c in columns) + r" \\")
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", "\\end{table}"]) + "\n"
 
 
-def _latex_cell(cell: Cell) -> str:
+def _latex_cell(cell: Cell, is_score: bool, is_best: bool) -> str:
     text = fmt.latex(cell.text)
+    if not is_score:
+        return text
+    text = f"\\textbf{{{text}}}" if is_best else text
     return f"{text} {{\\scriptsize {fmt.latex(cell.sub)}}}" if cell.sub else text
 
 
-def write_all(folder: Path, table: Table, entries: list[Entry], write: Callable[[Path, str], None]) -> tuple[list[tuple[str, str]], str]:
-    """Whole leaderboard, then one table a model, sparsity and suite.
+CAPTION = "± is half of the 95 % interval; bold: no method is significantly better."
+LATEX_LEFT_OUT = ("place", "latency", "tokens")
+LATEX_HEADS = {"kept": "Kept", "ratio": "× dense ppl", "size": "Params"}
+
+
+def write_all(
+    folder: Path,
+    table: Table,
+    entries: list[Entry],
+    views: list[RaceView],
+    comparisons: Comparisons,
+    write: Callable[[Path, str], None],
+) -> tuple[list[tuple[str, str]], str]:
+    """The whole leaderboard, a table of each race, and of each finished record what the harness and the hub read.
 
     Returns:
-        Links for the page, and a note where not every block got its own files.
+        Links for the page, and a note where something did not get files of its own.
     """
-    links = []
-    for kind, text in (
-        ("csv", as_csv(table.columns, table.rows)),
-        ("md", as_markdown(table.columns, table.rows[:MOST_MARKDOWN_ROWS])),
-        ("tex", as_latex(table.columns, table.rows[:MOST_MARKDOWN_ROWS], _caption(entries, "all measured settings"))),
-    ):
-        write(folder / f"leaderboard.{kind}", text)
-        links.append((f"leaderboard.{kind}", f"leaderboard.{kind}"))
-    written, left_out = _blocks(folder / "tables", table, entries, write)
-    note = f"{left_out} blocks have no files of their own; leaderboard.csv holds every row." if left_out else ""
-    if written:
-        links.append((f"tables/ ({written} tables by model, sparsity and suite)", "tables/index.md"))
-    return links, note
-
-
-def _caption(entries: Sequence[Entry], what: str) -> str:
-    made_up = "Synthetic records, not measurements. " if any(e.synthetic for e in entries) else ""
-    return f"{made_up}{what}; ± is half of the 95 % interval."
-
-
-def _blocks(folder: Path, table: Table, entries: list[Entry], write: Callable[[Path, str], None]) -> tuple[int, int]:
     by_id = {e.id: e for e in entries}
-    groups: dict[tuple[str, float, str, str, bool, str], list[int]] = defaultdict(list)
-    dense: dict[tuple[str, bool], list[int]] = defaultdict(list)
-    unscored: dict[tuple[str, float, str, bool], list[int]] = defaultdict(list)
-    for index, entry_id in enumerate(table.ids):
-        entry = by_id[entry_id]
-        if entry.is_dense:
-            dense[(entry.model, entry.synthetic)].append(index)
-        elif entry.race is not None and entry.sparsity is not None:
-            if not entry.suites:  # a cell that failed is a row of every table that it was meant for
-                unscored[(entry.model, entry.sparsity, entry.basis, entry.synthetic)].append(index)
-            for suite in entry.suites:
-                groups[(entry.model, entry.sparsity, entry.basis, entry.track, entry.synthetic, suite)].append(index)
-    for (model, sparsity, basis, _, synthetic, _), indexes in groups.items():
-        indexes += unscored[(model, sparsity, basis, synthetic)]
-    if not groups:
-        return 0, 0
+    cells = [" ".join(r.run.cell_id for r in by_id[i].records) for i in table.ids]
+    write(folder / "leaderboard.csv", as_csv(table.columns, table.rows, [str(spreadsheet_safe(c)) for c in cells]))
+    shown = [c for c in table.columns if c.group != EXPORT]
+    write(folder / "leaderboard.md", as_markdown(shown, table.rows[:MOST_MARKDOWN_ROWS]))
+    write(folder / "leaderboard.tex", "\n".join(as_latex(view, comparisons) for view in views[:MOST_RACE_TABLES]))
+    links = [(f"leaderboard.{kind}", f"leaderboard.{kind}") for kind in ("csv", "md", "tex")]
+    if views:
+        _races(folder / "tables", views[:MOST_RACE_TABLES], comparisons, write)
+        links.append((f"tables/ ({min(len(views), MOST_RACE_TABLES)} tables, one a race)", "tables/index.md"))
+    left = [f"{len(views) - MOST_RACE_TABLES} races have no table of their own"] if len(views) > MOST_RACE_TABLES else []
+    done = [record for entry in entries for record in entry.done if record.metrics.scores]
+    if done:
+        _records(folder / "records", done[:MOST_RECORD_FILES], write)
+        links.append(("records/ (lm-eval results and model-card blocks)", "records/index.md"))
+    if len(done) > MOST_RECORD_FILES:
+        left.append(f"{len(done) - MOST_RECORD_FILES} records have no results.json")
+    return links, f"{'; '.join(left)}; leaderboard.csv holds every row." if left else ""
+
+
+def _races(folder: Path, views: list[RaceView], comparisons: Comparisons, write: Callable[[Path, str], None]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    keys = {c.key: c for c in table.columns}
-    listing = ["# Tables by model, sparsity, track and suite", ""]
-    names: set[str] = set()
-    for group, indexes in list(groups.items())[:MOST_BLOCK_TABLES]:
-        model, sparsity, basis, track, synthetic, suite = group
-        rows = [table.rows[i] for i in [*dense[(model, synthetic)], *indexes]]
-        wanted = ["method", "recovery", *(k for k in keys if k.startswith(f"{suite}|")), *SIZES, *COSTS]
-        columns = [keys[k] for k in wanted if k in keys]
-        title = f"{fmt.model_label(model)}, {fmt.sparsity(sparsity)} of {basis}, {track}, {suite}"
-        base = slug("__".join((slug(fmt.model_label(model)), slug(f"{100 * sparsity:g}"), slug(basis), slug(track), slug(suite))), 150)
-        name = base
-        for number in range(2, len(names) + 3):
-            if name not in names:
-                break
-            name = f"{base}_{number}"
-        names.add(name)
-        write(folder / f"{name}.csv", as_csv(columns, rows))
-        write(folder / f"{name}.md", f"**{fmt.markdown(title)}**\n\n{as_markdown(columns, rows, True)}")
-        write(folder / f"{name}.tex", as_latex(columns, rows, _caption([by_id[table.ids[i]] for i in indexes], title), True))
-        listing.append(f"- {fmt.markdown(title)}: [csv]({name}.csv) [md]({name}.md) [tex]({name}.tex)")
+    listing = ["# Tables, one a race", ""]
+    for view in views:
+        name = slug(view.hash.replace("/", "__"), 150) + f"_{view.index}"
+        columns = [Column(c.key, c.label, "always", c.title, c.is_number, is_lower_better=c.is_lower_better) for c in view.columns]
+        rows = [row.cells for row in view.rows]
+        ids = [" ".join(r.run.cell_id for r in row.entry.records) for row in view.rows]
+        write(folder / f"{name}.csv", as_csv(columns, rows, [str(spreadsheet_safe(i)) for i in ids]))
+        write(
+            folder / f"{name}.md",
+            f"**{fmt.markdown(view.title)}**\n\n{as_markdown(columns, rows, True)}\n{fmt.markdown(view.fairness.sentence)}\n",
+        )
+        write(folder / f"{name}.tex", as_latex(view, comparisons))
+        listing.append(f"- {fmt.markdown(view.title)}: [csv]({name}.csv) [md]({name}.md) [tex]({name}.tex)")
     write(folder / "index.md", "\n".join(listing) + "\n")
-    return min(len(groups), MOST_BLOCK_TABLES), max(0, len(groups) - MOST_BLOCK_TABLES)
+
+
+def _records(folder: Path, records: list[Record], write: Callable[[Path, str], None]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    listing = ["# Records for other tools", "", "`results.json` is what lm-eval writes, `card.md` is the block that the hub reads.", ""]
+    for record in records:
+        name = slug(record.run.cell_id, 60)
+        write(folder / f"{name}.results.json", json.dumps(lm_eval_results(record), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        write(folder / f"{name}.card.md", model_card(record))
+        about = f"{fmt.short(record.run.method)} {fmt.model_label(record.run.model)}"
+        listing.append(f"- {fmt.markdown(about)}: [results.json]({name}.results.json) [card.md]({name}.card.md)")
+    write(folder / "index.md", "\n".join(listing) + "\n")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 from prunebench.leaderboard import formatting as fmt
 from prunebench.leaderboard.collect import Entry, Score
 from prunebench.leaderboard.compare import ONE_SEED, Block, Comparisons, Pair
+from prunebench.leaderboard.statistics import times_needed
 from prunebench.leaderboard.tables import STATUS_WORDS, half_width, kept_cell, suite_ids
 
 
@@ -45,15 +47,19 @@ def where(block: Block, single: bool) -> str:
 
 def of_block(block: Block, comparisons: Comparisons, single: bool) -> Finding:
     """Who is better in one race on one suite, or why that can't be told."""
-    suite = block.suite.removesuffix(" (synthetic)")
+    suite = block.name
     head = _synthetic(block) + where(block, single)
     ranked = [e for e in block.entries if (e.id, block.suite) in comparisons.ranks]
     others = _others(block, comparisons)
+    ablations = _ablations(block)
     if len(block.entries) == 1:
         only = block.entries[0]
-        return Finding(f"{head}, {only.full_label} is the only method scored on {suite}.", _kept(only, block, comparisons), "tie")
+        body = f"{_kept(only, block, comparisons)} {ablations}".strip()
+        return Finding(f"{head}, {only.full_label} is the only method scored on {suite}.", body, "tie")
     if not ranked:
-        return Finding(f"{head}, methods can't be ranked on {suite}.", f"{others} {_checkpoints(block)}".strip(), "tie")
+        body = f"{others} {_checkpoints(block)} {ablations}".strip()
+        return Finding(f"{head}, it can't be told which method is best on {suite}.", body, "tie")
+    others = f"{others} {ablations}".strip()
     best = [e for e in ranked if comparisons.ranks[(e.id, block.suite)].low == 1]
     if len(best) == len(ranked):
         return _all_tied(block, head, suite, ranked, others)
@@ -75,7 +81,23 @@ def _others(block: Block, comparisons: Comparisons) -> str:
         why = comparisons.unranked.get((entry.id, block.suite))
         if why:
             reasons.setdefault(why, []).append(entry.full_label)
-    return " ".join(f"Not ranked: {_join(labels)} ({why})." for why, labels in reasons.items())
+    more = " To rank these needs at least 3 seeds of each." if ONE_SEED in reasons else ""
+    return " ".join(f"Not ranked: {_join(labels)} ({why})." for why, labels in reasons.items()) + more
+
+
+def _ablations(block: Block) -> str:
+    """What the ablations show, each against its method's main setting."""
+    if not block.ablation_pairs:
+        return ""
+    count = len(block.ablation_pairs)
+    better = [p.a.full_label for p in block.ablation_pairs if p.winner is p.a]
+    worse = [p.a.full_label for p in block.ablation_pairs if p.winner is p.b]
+    said = [f"{_join(better)} better"] if better else []
+    said += [f"{_join(worse)} worse"] if worse else []
+    what = f"{count} ablation{'s' if count > 1 else ''}"
+    if not said:
+        return f"{what}: not told apart from the main setting of the method."
+    return f"{what}, against the main setting of the method: {'; '.join(said)}."
 
 
 def _checkpoints(block: Block) -> str:
@@ -106,8 +128,23 @@ def _all_tied(block: Block, head: str, suite: str, ranked: list[Entry], others: 
             least = f"a factor of {fmt.ratio(block.detectable)}"
         else:
             least = _amount(block.detectable, _score(widest.a, block.suite))
-        body += f" This sample could have shown {least}."
-    return Finding(f"{head}, no method is significantly better than another on {suite}.", f"{body} {others}".strip(), "tie")
+        body += f" This sample could have shown {least}{_needs(widest)}."
+    return Finding(f"{head}, no method can be told to be better than another on {suite}.", f"{body} {others}".strip(), "tie")
+
+
+MOST_TIMES = 1000.0
+
+
+def _needs(pair: Pair) -> str:
+    """What a sample must have to show the difference that was seen."""
+    factor, of_seeds = times_needed(pair.result.difference, pair.result, pair.family.size)
+    if factor <= 1 or factor > MOST_TIMES:
+        return "" if factor <= 1 else "; no sample of a size that can be run would tell them apart"
+    if of_seeds:
+        seeds = max(len(e.suites[pair.suite].scored) for e in (pair.a, pair.b))
+        return f"; to tell them apart needs about {math.ceil(factor * seeds)} seeds of each"
+    items = factor * pair.result.n
+    return f"; to tell them apart needs about {fmt.whole(items)} items"
 
 
 def _evidence(block: Block, best: list[Entry]) -> str:
@@ -167,7 +204,7 @@ def _dense_at_chance(comparisons: Comparisons, order: dict[str, int], single: bo
             f"{name} ({_value(tasks[name])}, chance {fmt.score(tasks[name].chance, tasks[name].kind)})" for name in block.able.at_chance
         ]
         whose = "The dense model" if single else f"Dense {fmt.model_label(block.model)}"
-        head = f"{whose} is at chance on {_join(list(block.able.at_chance))} of {block.suite}."
+        head = f"{whose} is at chance on {_join(list(block.able.at_chance))} of {block.name}."
         said.append(Finding(head, f"{'; '.join(shown)}. Retention leaves these tasks out, and no win rests on them.", "bad"))
     return said
 
@@ -179,7 +216,7 @@ def _collapsed(entries: list[Entry], comparisons: Comparisons, order: dict[str, 
     if not lost:
         return []
     names = [
-        f"{e.full_label + ' ' + fmt.sparsity(e.sparsity) if single else e.title} on {suite} ({_value(_score(e, suite))})"
+        f"{e.full_label + ' ' + fmt.sparsity(e.sparsity) if single else e.title} on {e.suites[suite].name} ({_value(_score(e, suite))})"
         for e, suite in ((by_id[i], suite) for i, suite in lost)
     ]
     more = f"; and {len(names) - 3} more" if len(names) > 3 else ""

@@ -63,6 +63,11 @@ def ratio(log: float) -> str:
     return significant(math.exp(log) if log < 700 else math.inf, 3)
 
 
+def whole(value: float) -> str:
+    """A count of things to two significant digits: 1,400."""
+    return f"{float(f'{value:.2g}'):,.0f}"
+
+
 def signed(value: float | None, digits: int) -> str:
     text = fixed(value, digits)
     return text if text == MISSING or text.startswith("−") or (value == 0) else "+" + text
@@ -164,12 +169,17 @@ _LATEX = {
     "↑": r"$\uparrow$",
     "↓": r"$\downarrow$",
     "·": r"$\cdot$",
+    "×": r"$\times$",
+    "≥": r"$\geq$",
+    "—": "---",
+    "’": "'",
     "\ufffd": "?",
 }
 
 
 def latex(text: str) -> str:
-    return "".join(_LATEX.get(char, char) for char in text)
+    """Text for LaTeX; what pdflatex has no letter for (beyond Latin) becomes '?'."""
+    return "".join(_LATEX.get(char, char if ord(char) < 0x180 else "?") for char in clean(text))
 
 
 def markdown(text: str) -> str:

@@ -73,6 +73,42 @@ class Line:
     why: str
 
 
+@dataclass(frozen=True)
+class Claim:
+    """One claim of a paper's abstract, and what our records say to it."""
+
+    text: str
+    ours: str
+    verdict: str
+    kind: str
+    why: str
+
+
+CLAIM_TABLE = "claims in the abstract"
+
+
+def claims(lines: list[Line]) -> list[Claim]:
+    """Every claim with met, not met, undecided, or that it can't be tested here, and because of what."""
+    found = []
+    for line in lines:
+        p = line.published
+        if p.table != CLAIM_TABLE:
+            continue
+        amount = f"{'at least ' if p.relation == 'at least' else 'up to '}{p.value:g} {p.unit}".strip()
+        what = "share of the dense score" if p.quantity == "retention" else p.quantity
+        size = "" if p.sparsity is None else f" at {fmt.sparsity(p.sparsity)}"
+        text = f"{p.method} on {p.model}{size}: {what} {amount} (arXiv {p.paper})"
+        ours = fmt.MISSING
+        if line.measured is not None:
+            half = f" ±{fmt.fixed(line.measured.interval.half_width, 1)}" if line.measured.interval else ""
+            ours = line.measured.text + half
+        if line.verdict in ("met", "not met", "undecided"):
+            found.append(Claim(text, ours, line.verdict, line.verdict, line.why))
+        else:
+            found.append(Claim(text, ours, "can't be tested here", "untested", line.why))
+    return found
+
+
 def load() -> tuple[list[Published], dict[str, Any]]:
     """Every published number, and the table of what matches."""
     import yaml

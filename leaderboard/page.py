@@ -12,19 +12,30 @@ from typing import Any
 
 from prunebench.leaderboard import formatting as fmt
 from prunebench.leaderboard.collect import Entry, Note
-from prunebench.leaderboard.compare import Comparisons
+from prunebench.leaderboard.compare import Comparisons, Pair
 from prunebench.leaderboard.fairness import fairness
 from prunebench.leaderboard.families import WORDS
 from prunebench.leaderboard.findings import Finding, where
+from prunebench.leaderboard.ledger import Claim
+from prunebench.leaderboard.pairs import every as every_pair
+from prunebench.leaderboard.plots.curves import PER_LAYER, thinned
 from prunebench.leaderboard.plots.style import Plot
+from prunebench.leaderboard.races import RaceView, first_race, race_data
 from prunebench.leaderboard.record import Record
 from prunebench.leaderboard.tables import EXPORT, STATUS_WORDS, Cell, Column, Table, cells_table, suite_ids
 
 CHUNK = 50
 PAGE_SIZES = {"pairs": 20, "published": 15}
-PLAIN_LIMIT = 3_000_000
+PLAIN_LIMIT = 500_000
 """Up to this many characters the records are put into the page as plain JSON; above it, gzipped."""
 MOST_LISTED = 200
+SCRIPTS = ("base", "tables", "race")
+MOST_CURVE_POINTS = 60
+BIBTEX = """@software{prunebench,
+  title  = {prunebench: one fair, reproducible race for methods that prune large language models},
+  note   = {Every number of this page is traced to one record, and every record to one command},
+  year   = {2026}
+}"""
 FIRST_NOTES = ("set aside", "sparsity", "unreadable", "schema", "invalid", "misplaced")
 METHOD = [
     (
@@ -96,6 +107,8 @@ class Content:
     ledger: Table | None
     ledger_note: str
     findings: list[Finding]
+    races: list[RaceView]
+    claims: list[Claim]
     plots: list[Plot]
     notes: list[Note]
     downloads: list[tuple[str, str]] = field(default_factory=list)
@@ -110,18 +123,22 @@ def render(content: Content) -> str:
     environment = jinja2.Environment(autoescape=True, trim_blocks=False, undefined=jinja2.StrictUndefined)
     template = environment.from_string((web / "page.html.j2").read_text(encoding="utf-8"))
     cells, records = cells_table(content.entries)
-    chunks = record_chunks(records)
+    script = "".join((web / f"{part}.js").read_text(encoding="utf-8") for part in SCRIPTS)
     text = template.render(
         css=(web / "page.css").read_text(encoding="utf-8"),
-        js=(web / "page.js").read_text(encoding="utf-8"),
+        js='"use strict";\n(() => {\n' + script + "})();",
         data=script_safe(page_data(content, cells)),
-        chunks=chunks,
+        chunks=record_chunks(records),
+        races=content.races,
+        bars={view.index: _bar(view) for view in content.races},
+        has_matrix=any(view.matrix for view in content.races),
+        claims=content.claims,
+        bibtex=BIBTEX,
         sections=_sections(content),
         lead=_lead(content.entries),
         synthetic=_synthetic(content.entries),
         empty="" if content.entries else "The folder holds no record yet; run a grid, then build the page again.",
-        findings=content.findings[:6],
-        more_findings=content.findings[6:MOST_LISTED],
+        findings=content.findings[:MOST_LISTED],
         plots=content.plots,
         plot_note=content.plot_note,
         fairness=_fairness(content),
@@ -150,15 +167,47 @@ def _more(count: int, what: str) -> str:
 
 
 def _sections(content: Content) -> list[tuple[str, str]]:
-    found = [("findings", "Findings")] if content.findings else []
-    found.append(("table", "Leaderboard"))
-    if content.plots:
-        found.append(("plots", "Plots"))
-    if content.pairs is not None:
-        found.append(("pairs", "Comparisons"))
-    if content.ledger is not None:
-        found.append(("published", "Published"))
-    return [*found, ("notes", "Notes"), ("method", "Method")]
+    found = [("answer", "Answer"), ("table", "Table")] if content.races else []
+    if any(view.matrix for view in content.races):
+        found.append(("pairs", "Who beats whom"))
+    if content.races:
+        found.append(("tradeoff", "Cost"))
+    if content.claims:
+        found.append(("claims", "Claims"))
+    return [*found, ("more", "Everything else")]
+
+
+@dataclass(frozen=True)
+class Bar:
+    """The scale of the interval bars of a race's scores, in percent of their width."""
+
+    low: float
+    high: float
+    is_log: bool
+
+    def share(self, value: float) -> float:
+        if not math.isfinite(value):
+            return 100.0
+        return 100 * min(max((_scaled(value, self.is_log) - self.low) / max(self.high - self.low, 1e-12), 0.0), 1.0)
+
+    def at(self, value: float) -> str:
+        return f"{self.share(value):.1f}"
+
+    def width(self, low: float, high: float) -> str:
+        return f"{self.share(high) - self.share(low):.1f}"
+
+
+def _bar(view: RaceView) -> Bar | None:
+    """None where no row has an interval."""
+    mean = view.block.entries[0].suites[view.block.suite].mean
+    is_log = mean is not None and mean.kind == "perplexity"
+    found = [end for row in view.rows for end in (row.cells["score"].low, row.cells["score"].high)]
+    ends = [_scaled(end, is_log) for end in found if end is not None and math.isfinite(end)]
+    return Bar(min(ends), max(ends), is_log) if ends else None
+
+
+def _scaled(value: float, is_log: bool) -> float:
+    return math.log(max(value, 1e-9)) if is_log else value
 
 
 def _lead(entries: list[Entry]) -> str:
@@ -175,8 +224,7 @@ def _lead(entries: list[Entry]) -> str:
     where = f" at {span} sparsity" if levels else ""
     return (
         f"{what} on {shown}{where}: {done} of {len(cells)} cells finished. Every number is "
-        "traced to its records, with its interval, and every record to one command. What the methods of a race had in common, and what "
-        "not, stands below the table."
+        "traced to its records, with its interval, and every record to one command."
     )
 
 
@@ -204,8 +252,7 @@ def _unfinished(entries: list[Entry]) -> dict[str, Any]:
                 )
             index += 1
     more = _more(len(found), "cells; the table lists them all") if len(found) > MOST_LISTED else ""
-    none = "None: every cell of the grid finished." if entries else "No cell has been run."
-    return {"unfinished": found[:MOST_LISTED], "unfinished_more": more, "unfinished_none": none}
+    return {"unfinished": found[:MOST_LISTED], "unfinished_more": more}
 
 
 def _definitions(entries: list[Entry]) -> list[tuple[str, str]]:
@@ -215,7 +262,7 @@ def _definitions(entries: list[Entry]) -> list[tuple[str, str]]:
             text = suite.definition
             if not text and suite.mean is not None:
                 text = suite.mean.definition
-            name = suite.id + (f" (version {fmt.short(suite.version, 16)})" if suite.version else "")
+            name = suite.name + (f" (version {fmt.short(suite.version, 16)})" if suite.version else "")
             if text:
                 found.setdefault(name, fmt.short(text, 600))
     return sorted(found.items())
@@ -227,7 +274,7 @@ def _fairness(content: Content) -> list[tuple[str, str]]:
     single = len({e.model for e in content.entries}) == 1
     for block in content.comparisons.blocks:
         if len(block.entries) > 1:
-            found.setdefault((where(block, single), fairness(block, content.entries).sentence), []).append(block.suite)
+            found.setdefault((where(block, single), fairness(block, content.entries).sentence), []).append(block.name)
     told = [(f"{race}, {', '.join(suites)}", sentence) for (race, sentence), suites in found.items()]
     return told[:MOST_LISTED]
 
@@ -259,12 +306,13 @@ def _footer(entries: list[Entry]) -> str:
 
 def page_data(content: Content, cells: Table) -> dict[str, Any]:
     """What the script of the page reads."""
-    suites = suite_ids(content.entries)
+    suites = _named_suites(content.entries)
     main = table_data(content.main, content.entries, "settings, seeds pooled", "entry", suites)
     every = table_data(cells, content.entries, "every cell", "cell", [])
     tables: dict[str, Any] = {"main": [main, every]}
     if content.pairs is not None:
-        tables["pairs"] = [{**table_data(content.pairs, [], "pairs", "", []), "pair": content.pair_entries}]
+        tasks = [_task_rows(pair) for _, pair in every_pair(content.comparisons)]
+        tables["pairs"] = [{**table_data(content.pairs, [], "pairs", "", []), "pair": content.pair_entries, "tasks": tasks}]
     if content.ledger is not None:
         tables["published"] = [table_data(content.ledger, [], "published", "", [])]
     starts: list[list[int]] = []
@@ -273,19 +321,32 @@ def page_data(content: Content, cells: Table) -> dict[str, Any]:
         starts.append(list(range(index, index + len(entry.records))))
         index += len(entry.records)
     titles = [e.title for e in content.entries]
-    return {"tables": tables, "entries": starts, "titles": titles, "suites": suites, "chunkSize": CHUNK}
+    data = {"tables": tables, "entries": starts, "titles": titles, "suites": suites, "chunkSize": CHUNK}
+    return data | race_data(content.races, first_race(content.races, content.comparisons))
+
+
+def _task_rows(pair: Pair) -> Any:
+    """The tests of a pair's single tasks as a table of texts; 0 stands for none."""
+    rows = [[t.task, str(t.a_only), str(t.b_only), fmt.p_value(t.p_value), fmt.p_value(t.holm_p)] for t in pair.tasks]
+    return rows or 0
 
 
 _FACETS = ("model", "method", "sparsity", "recovery", "status", "suite", "track", "family", "kind", "verdict", "paper")
 _OPTIONAL = ("model", "recovery", "track")
 
 
-def table_data(table: Table, entries: list[Entry], name: str, opens: str, suites: list[str]) -> dict[str, Any]:
+def _named_suites(entries: list[Entry]) -> list[tuple[str, str]]:
+    """Id and name of every suite, in the order of the table."""
+    names = {suite.id: f"synthetic: {suite.name}" if suite.synthetic else suite.name for e in entries for suite in e.suites.values()}
+    return [(suite, names[suite]) for suite in suite_ids(entries)]
+
+
+def table_data(table: Table, entries: list[Entry], name: str, opens: str, suites: list[tuple[str, str]]) -> dict[str, Any]:
     views: list[tuple[str, str]] = []
     groups = {c.group for c in table.columns}
     if "suite" in groups and suites:
         views.append(("overview", "overview"))
-        views += [(s, s) for s in suites]
+        views += suites
     views += [(g, label) for g, label in (("size", "size"), ("speed", "speed"), ("cost", "cost")) if g in groups]
     if views:
         views.append(("all", "everything"))
@@ -349,9 +410,19 @@ def _cell_data(cell: Cell) -> Any:
     return data
 
 
+def slim(record: Record) -> Record:
+    """The record as the page carries it: of its curves those of the whole model, thinned; the file beside the page has them all."""
+    curves = {
+        name: thinned([(x, y) for x, y in points], MOST_CURVE_POINTS)
+        for name, points in record.metrics.curves.items()
+        if not PER_LAYER.search(name)
+    }
+    return record.model_copy(update={"metrics": record.metrics.model_copy(update={"curves": curves})})
+
+
 def record_chunks(records: list[Record]) -> list[dict[str, str]]:
     """The records in row order, `CHUNK` to a piece; plain when small enough to be read by eye."""
-    texts = [r.model_dump_json() for r in records]
+    texts = [slim(r).model_dump_json() for r in records]
     is_plain = sum(map(len, texts)) <= PLAIN_LIMIT
     chunks = []
     for start in range(0, len(texts), CHUNK):

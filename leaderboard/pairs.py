@@ -40,12 +40,11 @@ def pairs_table(comparisons: Comparisons) -> tuple[Table, list[list[int]]]:
 
 
 def _row(block: Block, pair: Pair) -> dict[str, Cell]:
-    tasks = "; ".join(f"{t.task}: {t.a_only} to {t.b_only}, McNemar p {fmt.p_value(t.p_value)}" for t in pair.tasks)
     model = fmt.model_label(block.model)
     return {
-        "a": Cell(pair.a.full_label, pair.a.full_label, "", tasks),
+        "a": Cell(pair.a.full_label, pair.a.full_label),
         "b": Cell(pair.b.full_label, pair.b.full_label),
-        "suite": Cell(pair.suite, pair.suite),
+        "suite": Cell(block.name, block.name),
         "model": Cell(model, model),
         "sparsity": Cell(block.sparsity, fmt.sparsity(block.sparsity)),
         "track": Cell(block.track, block.track),
@@ -162,7 +161,7 @@ def _about(block: Block, pair: Pair) -> dict[str, object]:
         "sparsity": block.sparsity,
         "basis": block.basis,
         "track": block.track,
-        "suite": pair.suite,
+        "suite": block.name,
         "a": pair.a.full_label,
         "b": pair.b.full_label,
     }

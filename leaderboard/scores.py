@@ -122,10 +122,14 @@ class Suite:
     """One protocol's scores of one entry, all on the same items.
 
     Attributes:
+        id: what tells it from every other suite of the page; never shown.
+        name, synthetic: what is shown.
         scored: the record and the score of each seed.
     """
 
     id: str
+    name: str
+    synthetic: bool
     protocol: str
     version: str
     definition: str
@@ -147,7 +151,19 @@ def signature_of(score: ProtocolScore) -> tuple[Any, ...]:
     return tuple(sorted((t.task, t.metric, t.n, t.shots, t.split, t.source_hash or "") for t in score.tasks))
 
 
-def build_suite(where: str, suite_id: str, scored: list[tuple[Record, ProtocolScore]], tell: Tell) -> Suite:
+@dataclass(frozen=True)
+class SuiteName:
+    """How a suite is called, and whether its tasks were made up."""
+
+    name: str
+    synthetic: bool
+
+    @property
+    def id(self) -> str:
+        return self.name + (" (synthetic)" if self.synthetic else "")
+
+
+def build_suite(where: str, named: SuiteName, scored: list[tuple[Record, ProtocolScore]], tell: Tell) -> Suite:
     """The suite of one entry from the scores of its seeds; `tell` hears what had to be left out."""
     scores = [score for _, score in scored]
     first = scores[0]
@@ -172,7 +188,20 @@ def build_suite(where: str, suite_id: str, scored: list[tuple[Record, ProtocolSc
     mean = _mean(where, scores, tasks, tell)
     if first.mean is not None and weights is None and len(first.tasks) > 1:
         tell("mean", f"{where}: the recorded mean is neither the plain nor the size-weighted mean of its tasks.")
-    return Suite(suite_id, first.protocol, first.version, first.definition, signature_of(first), scored, tasks, mean, weights, order)
+    return Suite(
+        named.id,
+        named.name,
+        named.synthetic,
+        first.protocol,
+        first.version,
+        first.definition,
+        signature_of(first),
+        scored,
+        tasks,
+        mean,
+        weights,
+        order,
+    )
 
 
 def mean_over_seeds(values: Sequence[float], kind: fmt.Kind) -> float:

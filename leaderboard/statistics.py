@@ -67,6 +67,8 @@ class Comparison:
     method: str
     n: int
     degrees_of_freedom: float = math.inf
+    of_seeds: float = 0.0
+    """Variance that the seeds give the difference; the rest of stderr^2 comes from the items."""
 
 
 def t_quantile(share: float, degrees_of_freedom: float) -> float:
@@ -290,7 +292,7 @@ def paired_t(
     if found.stderr <= 1e-12 * abs(difference):
         p_value = 1.0 if difference == 0 else min(1.0, 2.0 ** (1 - n))
         return Comparison(difference, 0.0, Interval(difference, difference, method), p_value, method, n)
-    return _tested(found, method, n, alpha)
+    return _tested(found, method, n, alpha, sum(part.variance for part in seeds))
 
 
 def unpaired_t(a: float, a_parts: Sequence[Part], b: float, b_parts: Sequence[Part], *, n: int = 0, alpha: float = ALPHA) -> Comparison:
@@ -305,9 +307,9 @@ def unpaired_t(a: float, a_parts: Sequence[Part], b: float, b_parts: Sequence[Pa
     return _tested(found, method, n, alpha)
 
 
-def _tested(found: Estimated, method: str, n: int, alpha: float) -> Comparison:
+def _tested(found: Estimated, method: str, n: int, alpha: float, of_seeds: float = 0.0) -> Comparison:
     p_value = min(1.0, 2 * t_tail(abs(found.value) / found.stderr, found.degrees_of_freedom))
-    return Comparison(found.value, found.stderr, found.interval(method, alpha), p_value, method, n, found.degrees_of_freedom)
+    return Comparison(found.value, found.stderr, found.interval(method, alpha), p_value, method, n, found.degrees_of_freedom, of_seeds)
 
 
 def above_chance(successes: int, n: int, chance: float) -> float:
@@ -385,6 +387,21 @@ def minimum_detectable_difference(
     """
     quantiles = t_quantile(1 - alpha / (2 * tests), degrees_of_freedom) + t_quantile(power, degrees_of_freedom)
     return quantiles * stderr
+
+
+def times_needed(difference: float, found: Comparison, tests: int) -> tuple[float, bool]:
+    """By how much a sample must grow for a true difference of this size to be found with 80 % power.
+
+    Returns:
+        The factor, and whether it is the seeds that must be more (their error alone is too large) or, if not, the items.
+    """
+    target = (difference / minimum_detectable_difference(1.0, tests=tests)) ** 2
+    of_items = max(found.stderr**2 - found.of_seeds, 0.0)
+    if target <= 0:
+        return math.inf, False
+    if found.of_seeds >= target / 2:
+        return 2 * found.of_seeds / target, True
+    return of_items / (target - found.of_seeds), False
 
 
 # --- ratios ----------------------------------------------------------------------------------------------------------

@@ -112,7 +112,7 @@ def kept_cell(kept: Kept | None, is_ratio: bool = False) -> Cell:
         return Cell(kept.value, text, "", "; ".join(about))
     low, high = kept.interval.low, kept.interval.high
     about.append(f"95 % interval ({kept.interval.method}{'' if kept.is_paired else ', not paired'})")
-    return Cell(kept.value, text, f"[{show(low)}, {show(high)}]", "; ".join(about))
+    return Cell(kept.value, text, f"[{show(low)}, {show(high)}]", "; ".join(about), low, high)
 
 
 def number_cell(value: float | None, show: Callable[[float | None], str], tip: str = "") -> Cell:
@@ -139,8 +139,8 @@ def _suite_columns(entries: list[Entry]) -> list[Column]:
         lower = mean is not None and not mean.higher_is_better
         unit = fmt.score_unit(mean.kind) if mean else ""
         arrow = "↓" if lower else "↑"
-        label = f"{suite_id.removesuffix(' (synthetic)')} {unit} {arrow}".replace("  ", " ")
-        if suite_id.endswith(" (synthetic)"):
+        label = f"{with_mean.name} {unit} {arrow}".replace("  ", " ")
+        if with_mean.synthetic:
             label = f"synthetic: {label}"
         definition = with_mean.definition or (mean.definition if mean else "")
         columns.append(Column(f"{suite_id}|rank", "rank", suite_id, "places that the corrected tests leave open", suite=suite_id))

@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from prunebench.leaderboard.formatting import clean
+
 UNSET = "unset"
 
 
@@ -47,6 +49,23 @@ def set_apart(settings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def in_words(told: Mapping[str, Any]) -> str:
     """What `set_apart` tells of one setting, as it stands beside the method's name."""
     return ", ".join(f"{key}={value}" for key, value in told.items())
+
+
+MOST_WORDS = 40
+MOST_OF_ONE = 30
+
+
+def short_words(told: Mapping[str, Any]) -> str:
+    """As `in_words`, but whole settings only as far as they fit beside a name, and how many more there are."""
+    words = [clean(f"{key}={value}") for key, value in told.items()]
+    words = [word if len(word) <= MOST_OF_ONE else word[: MOST_OF_ONE - 1] + "…" for word in words]
+    shown = words[:1]
+    for word in words[1:]:
+        if len(", ".join([*shown, word])) > MOST_WORDS:
+            break
+        shown.append(word)
+    left = len(words) - len(shown)
+    return ", ".join(shown) + (f", +{left}" if left else "")
 
 
 def _with_short_names(keys: Sequence[str]) -> dict[str, str]:

@@ -48,8 +48,8 @@ def stranger(tmp_path: Path) -> Bench:
 
 
 def run_to_the_page(bench: Bench, command: list[str], *path: Path) -> str:
-    """Runs the stranger's grid in their folder; returns where the product was found."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (*path, bench.folder)))}
+    """Runs the stranger's grid in their folder, which goes first; returns where the product was found."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (bench.folder, *path)))}
     arguments = [argument for argument in bench.arguments("run", "--plugin", "quiet.py") if argument != "--no-report"]
     done = subprocess.run([*command, *arguments], capture_output=True, text=True, cwd=bench.folder, env=environment, check=False)
     assert done.returncode == 0, done.stderr

@@ -21,9 +21,9 @@ def evaluate_model(cells: RunningCells) -> int:
     from prunebench.experiments.cell_folder import prepare_output_folder
     from prunebench.experiments.checks.lengths import check_protocol_lengths
     from prunebench.experiments.checks.lookups import check_protocol_data
+    from prunebench.experiments.checks.prompt import prompt_of
     from prunebench.experiments.load_config import load_config
     from prunebench.experiments.progress import make_view, quiet_libraries
-    from prunebench.experiments.prompt import prompt_of
     from prunebench.experiments.stopping import Stop, stop_on_signals
     from prunebench.models.assets import embedded_data_root
     from prunebench.models.loading import ModelSpec, load_model

@@ -38,9 +38,9 @@ Lines = list[tuple[Entry, str, list[tuple[float, float]]]]
 
 
 def panels_of(entries: list[Entry]) -> tuple[dict[str, Lines], list[dict[str, Any]]]:
-    """At most MOST_PANELS families, the most telling first, with their lines; and every curve as rows of the CSV.
+    """At most MOST_PANELS families, the most telling first, with their lines; and their curves as rows of the CSV.
 
-    Curves of single layers are in the rows only: there are too many of them to read.
+    Curves of single layers are left to the records: there are too many of them to read.
     """
     panels: dict[str, Lines] = defaultdict(list)
     rows: list[dict[str, Any]] = []
@@ -49,10 +49,9 @@ def panels_of(entries: list[Entry]) -> tuple[dict[str, Lines], list[dict[str, An
             continue
         for name, points in entry.done[0].metrics.curves.items():
             good = thinned([(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)])
-            if not good:
+            if not good or PER_LAYER.search(name):
                 continue
-            if not PER_LAYER.search(name):
-                panels[family(name)].append((entry, name, good))
+            panels[family(name)].append((entry, name, good))
             about = {"model": entry.model, "method": entry.line, "target_sparsity": entry.sparsity, "synthetic": entry.synthetic}
             rows += [{**about, "curve": name, "step": x, "value": y} for x, y in good]
     shown = sorted(panels, key=lambda p: (ORDER.index(p) if p in ORDER else len(ORDER), p))[:MOST_PANELS]
@@ -89,9 +88,9 @@ def training_curves(entries: list[Entry], looks: Looks, folder: Path) -> Plot | 
         return save(fig, folder, plot, rows)
 
 
-def thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """At most MOST_POINTS of them, evenly spaced, the last one included."""
-    if len(points) <= MOST_POINTS:
+def thinned(points: list[tuple[float, float]], most: int = MOST_POINTS) -> list[tuple[float, float]]:
+    """At most `most` of them and the last one, evenly spaced."""
+    if len(points) <= most:
         return points
-    step = -(-len(points) // MOST_POINTS)
+    step = -(-len(points) // most)
     return [*points[:-1:step], points[-1]]

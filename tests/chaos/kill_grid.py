@@ -35,7 +35,7 @@ def preload() -> None:
 
     from prunebench import evaluation  # noqa: F401
     from prunebench.experiments import (
-        verbs,  # noqa: F401
+        commands,  # noqa: F401
     )
 
     torch.set_num_threads(1)

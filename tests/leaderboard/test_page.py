@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import csv
+import html
 import html.parser
-import io
 import json
 import math
 import re
@@ -18,6 +18,7 @@ from leaderboard_records import HITS, put, put_scored, record, suite, task
 from prunebench.leaderboard import LeaderboardError, build_report
 from prunebench.leaderboard.collect import collect
 from prunebench.leaderboard.compare import compare
+from prunebench.leaderboard.page import slim
 from prunebench.leaderboard.record import Record, TaskScore, cell_dir, read_records, write_record
 from prunebench.leaderboard.tables import EXPORT, leaderboard
 
@@ -37,7 +38,12 @@ def rows_of(page: Path, table: str = "main", view: int = 0) -> list[dict[str, An
 
 def notes_of(page: Path) -> str:
     text = page.read_text(encoding="utf-8")
-    return text[text.index('<section id="notes"') : text.index('<section id="method"')]
+    return text[text.index('<details id="notes"') : text.index('<details id="method"')]
+
+
+def answers_of(page: Path) -> str:
+    text = page.read_text(encoding="utf-8")
+    return html.unescape(text[text.index('<section id="answer"') : text.index('<section id="table"')])
 
 
 # --- every number comes from a record
@@ -117,13 +123,22 @@ def test_the_records_in_the_page_are_the_records_on_disk(grid: Path, page: Path)
     chunks = re.findall(r'class="chunk" data-encoding="plain">(.*?)</script>', text, re.DOTALL)
     shown = [Record.model_validate(r) for chunk in chunks for r in json.loads(chunk)]
     records, _ = read_records(grid)
-    assert sorted(shown, key=lambda r: r.run.cell_id) == sorted(records, key=lambda r: r.run.cell_id)
+    assert sorted(shown, key=lambda r: r.run.cell_id) == sorted(map(slim, records), key=lambda r: r.run.cell_id)
 
 
-def test_numbers_in_the_headlines_stand_in_the_tables(page: Path) -> None:
-    text = page.read_text(encoding="utf-8")
-    section = text[text.index('<section id="findings"') : text.index('<section id="table"')]
-    shown = re.findall(r"(\d+(?:\.\d+)?) ± (\d+(?:\.\d+)?)", section)
+def test_records_in_the_page_keep_everything_but_the_curves_of_layers(tmp_path: Path) -> None:
+    made = record("a")
+    made.metrics.curves = {"prune: gates.layer_03": [(0.0, 1.0)] * 9, "prune: loss": [(float(i), 1.0) for i in range(500)]}
+    kept = slim(made)
+    assert list(kept.metrics.curves) == ["prune: loss"]
+    assert len(kept.metrics.curves["prune: loss"]) <= 61
+    assert kept.metrics.curves["prune: loss"][-1][0] == 499
+    assert kept.model_copy(update={"metrics": made.metrics}) == made
+    assert len(made.metrics.curves) == 2
+
+
+def test_numbers_in_the_answers_stand_in_the_tables(page: Path) -> None:
+    shown = re.findall(r"(\d+(?:\.\d+)?) ± (\d+(?:\.\d+)?)", answers_of(page))
     assert shown
     cells = {
         (c[1].removesuffix(" %"), c[2].removeprefix("±")) for row in rows_of(page) for k, c in row.items() if c and len(c) > 2 and "|" in k
@@ -131,35 +146,105 @@ def test_numbers_in_the_headlines_stand_in_the_tables(page: Path) -> None:
     assert set(shown) <= cells
 
 
+def test_a_race_has_at_most_eight_columns_and_dense_always_in_it(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    tables = re.findall(r'<table class="race">.*?</table>', text, re.DOTALL)
+    assert len(tables) == len(data_of(page)["races"]) == 8
+    for table in tables:
+        assert len(re.findall(r"<th scope=\"col\"", table)) <= 8
+        assert table.count('class="dense"') == 1
+
+
+def test_every_race_is_written_out_without_javascript(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    without = re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL)
+    for word in ("magnitude", "compresso", "Kept above chance", "× dense perplexity"):
+        assert word in without
+
+
+def test_the_races_of_the_page_are_found_again_in_its_records(grid: Path, page: Path) -> None:
+    records, _ = read_records(grid)
+    values = {round(v, 12) for r in records if r.run.status == "done" for v in scores_of(r).values()}
+    found = [p for race in data_of(page)["races"] for p in race["points"] if p[2] != "random"]  # random has three seeds
+    assert found
+    assert all(round(p[3], 12) in values for p in found)
+
+
 # --- exports
 
 
-def test_csv_markdown_and_latex_match_the_page_to_the_digit(grid: Path, page: Path) -> None:
+def csv_of(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_csv_has_full_precision_cell_ids_and_the_ends_of_intervals(grid: Path, page: Path) -> None:
+    entries, _ = collect(read_records(grid)[0])
+    compare(entries, grid)
+    rows = csv_of(page.parent / "leaderboard.csv")
+    assert len(rows) == len(entries)
+    head = "synthetic: commonsense % ↑"
+    for entry, row in zip(entries, rows, strict=True):
+        assert row["cells"].split() == [r.run.cell_id for r in entry.records]
+        if entry.suites:
+            mean = entry.suites["commonsense (synthetic)"].mean
+            assert mean is not None
+            assert mean.interval is not None
+            assert float(row[head]) == mean.value
+            assert (float(row[f"{head} low"]), float(row[f"{head} high"])) == (mean.interval.low, mean.interval.high)
+
+
+def test_markdown_shows_what_the_page_shows(grid: Path, page: Path) -> None:
     entries, _ = collect(read_records(grid)[0])
     table = leaderboard(entries, compare(entries, grid))
-    rows = rows_of(page)
-    folder = page.parent
-    lines = list(csv.reader(io.StringIO((folder / "leaderboard.csv").read_text())))
-    markdown = (folder / "leaderboard.md").read_text().splitlines()[2:]
-    latex = [line for line in (folder / "leaderboard.tex").read_text().splitlines() if line.endswith(r"\\")][1:]
-    assert len(lines) - 1 == len(markdown) == len(latex) == len(rows)
-    for i, row in enumerate(rows):
-        in_markdown = [c.strip().replace("\\", "") for c in re.split(r"(?<!\\)\|", markdown[i])[1:-1]]
-        in_latex = [c.strip() for c in latex[i].removesuffix(r"\\").split(" & ")]
-        in_csv = iter(lines[i + 1])
-        for n, column in enumerate(table.columns):
-            if column.group == EXPORT:  # in the files only
-                shown = table.rows[i][column.key]
-                text, sub = shown.text, shown.sub
-            else:
-                cell = row[column.key]
-                text, sub = ("–", "") if not cell else (cell[1], cell[2] if len(cell) > 2 else "")
+    shown = [c for c in table.columns if c.group != EXPORT]
+    lines = (page.parent / "leaderboard.md").read_text().splitlines()[2:]
+    for row, line in zip(rows_of(page), lines, strict=True):
+        in_markdown = [c.strip().replace("\\", "") for c in re.split(r"(?<!\\)\|", line)[1:-1]]
+        for n, column in enumerate(shown):
+            cell = row[column.key]
+            text, sub = ("–", "") if not cell else (cell[1], cell[2] if len(cell) > 2 else "")
             assert in_markdown[n] == f"{text} {sub}".strip()
-            assert next(in_csv) == ("" if text == "–" else text.replace("−", "-"))
-            if any(r[column.key].sub for r in table.rows):
-                assert next(in_csv) == sub.removeprefix("±")
-            digits = re.sub(r"[^0-9.]", "", text + sub)
-            assert re.sub(r"[^0-9.]", "", in_latex[n].replace(r"\scriptsize", "")) == digits
+
+
+def test_latex_tables_fit_a_column_and_put_the_best_in_bold_with_its_ties(tmp_path: Path) -> None:
+    put_scored(tmp_path, "dense", {"x": [1] * 90 + [0] * 10}, sparsity=None)
+    put_scored(tmp_path, "one_a", {"x": [1] * 80 + [0] * 20})
+    put_scored(tmp_path, "one_b", {"x": [1] * 79 + [0] * 21})
+    put_scored(tmp_path, "worse", {"x": [1] * 40 + [0] * 60})
+    (path,) = (build_report(tmp_path).parent / "tables").glob("*.tex")
+    text = path.read_text()
+    assert "\\small" in text
+    assert re.search(r"\\label\{tab:[a-z0-9-]+\}", text)
+    bold = re.findall(r"^(\S+) & \\textbf", text, re.MULTILINE)
+    assert bold == [r"one\_a", r"one\_b"]
+    assert len(re.search(r"tabular\}\{(\w+)\}", text)[1]) <= 5  # type: ignore[index]
+
+
+def test_latex_holds_no_character_that_pdflatex_lacks(page: Path, hostile_page: Path) -> None:
+    for path in [*(page.parent / "tables").glob("*.tex"), *hostile_page.parent.rglob("*.tex")]:
+        text = path.read_text(encoding="utf-8")
+        assert max(map(ord, text)) < 0x180, path
+        assert text.count("\\begin{tabular}") == text.count("\\end{tabular}")
+        body = re.sub(r"\\[\\{}$&#%_]|\\[a-z]+", "", text)
+        assert body.count("{") == body.count("}")
+        assert body.count("$") % 2 == 0
+
+
+def test_results_of_a_record_read_as_those_of_the_harness(page: Path) -> None:
+    found = sorted((page.parent / "records").glob("*.results.json"))
+    assert len(found) == 12  # of 13 cells, one was skipped
+    result = json.loads(found[0].read_text())
+    assert set(result["results"]["piqa"]) == {"alias", "acc,none", "acc_stderr,none"}
+    assert result["n-samples"]["piqa"] == {"original": 120, "effective": 120}
+    assert result["n-shot"]["piqa"] == 0
+
+
+def test_the_model_card_block_is_read_by_the_hubs_library(page: Path) -> None:
+    huggingface_hub = pytest.importorskip("huggingface_hub")
+    card = huggingface_hub.ModelCard(next((page.parent / "records").glob("*.card.md")).read_text())
+    assert {(r.dataset_name, r.metric_type) for r in card.data.eval_results} >= {("piqa", "acc"), ("hellaswag", "acc_norm")}
+    assert all(0 < r.metric_value <= 100 for r in card.data.eval_results if r.metric_type.startswith("acc"))
 
 
 def test_there_is_a_table_for_every_sparsity_track_and_suite(page: Path) -> None:
@@ -203,7 +288,7 @@ def test_training_curves_of_single_layers_leave_the_panels_to_the_others(tmp_pat
     shown, rows = panels_of(collect([made])[0])
     assert list(shown) == ["loss", "sparsity", "multipliers", "prune: gate_entropy"]
     assert [curve for _, curve, _ in shown["sparsity"]] == ["prune: target_sparsity", "prune: expected_sparsity"]
-    assert {row["curve"] for row in rows} == set(names)
+    assert {row["curve"] for row in rows} == set(names[30:])  # those of layers stay in the records
 
 
 def test_methods_that_keep_the_same_units_agree(tmp_path: Path) -> None:

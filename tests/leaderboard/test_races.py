@@ -374,6 +374,26 @@ def test_no_two_rows_of_a_race_share_a_name() -> None:
     assert len({e.full_label for e in entries}) == 4
 
 
+def test_rows_of_two_tracks_that_differ_in_one_setting_are_told_apart_by_it() -> None:
+    settings = [{"method_config": {"steps": steps}} for steps in (9, 0)]
+    entries, _ = collect([record("a", stages=TRAINED, cell_id="1", config=settings[0]), record("a", cell_id="2", config=settings[1])])
+    assert {e.title for e in entries} == {"m a · steps=9 20 %", "m a · steps=0 20 %"}
+
+
+def test_a_name_is_cut_at_whole_settings_and_says_how_many_more_there_are() -> None:
+    records = [record("a", config={"method_config": {f"setting_{k}": i for k in "abcdef"}}, cell_id=str(i)) for i in range(2)]
+    entries, _ = collect(records)
+    assert [e.variant for e in entries] == ["setting_a=0, setting_b=0, setting_c=0, +3", "setting_a=1, setting_b=1, setting_c=1, +3"]
+
+
+def test_the_settings_of_the_method_name_a_row_and_others_only_where_these_do_not_tell() -> None:
+    both = [{"method_config": {"rate": i}, "calibration": {"num_samples": i}} for i in (1, 2)]
+    entries, _ = collect([record("a", config=config, cell_id=str(i)) for i, config in enumerate(both)])
+    assert [e.variant for e in entries] == ["rate=1", "rate=2"]
+    entries, _ = collect([record("a", config={"calibration": config["calibration"]}, cell_id=str(i)) for i, config in enumerate(both)])
+    assert [e.variant for e in entries] == ["num_samples=1", "num_samples=2"]
+
+
 def test_a_row_of_another_track_tells_its_track_in_the_title() -> None:
-    entries, _ = collect([record("a", stages=TRAINED, cell_id="1", config={"steps": 9}), record("a", cell_id="2")])
+    entries, _ = collect([record("a", stages=TRAINED, cell_id="1", config=dict.fromkeys("bcde", 9)), record("a", cell_id="2")])
     assert {e.title for e in entries} == {"m a 20 %, no training", "m a 20 %, 300 k training tokens"}

@@ -16,7 +16,7 @@ PAGE = Path(__file__).resolve().parents[3] / "docs/training-methods.md"
 
 
 def test_the_method_of_the_docs_learns_by_its_own_loss(tmp_path, monkeypatch):
-    monkeypatch.setattr(registry, "_registered", dict(registry._registered))
+    monkeypatch.setattr(registry.PRUNERS, "registered", dict(registry.PRUNERS.registered))
     (tmp_path / "sure.py").write_text(PAGE.read_text(encoding="utf-8").split("```python\n")[1].split("```")[0])
     assert load_plugin(tmp_path / "sure.py") == ["sure"]
     sure = get_pruner("sure")

@@ -133,6 +133,16 @@ def check_feasible(
     check_sources(cells, data_dir, until, prunes=prunes)
 
 
+def absent_models(cells: Sequence[PlannedCell]) -> list[str]:
+    """A sentence for each model whose files aren't here yet, so that `check_feasible` has not looked at it."""
+    models = dict.fromkeys(cell.model for cell in cells)
+    return [
+        f"model {model.name} isn't here yet; its files are checked, and whether it can be pruned, when a run has fetched them"
+        for model in models
+        if check_loads(model) is None
+    ]
+
+
 def fetch_models(cells: Sequence[PlannedCell]) -> None:
     """Fetches and converts what the cells need, so that a broken model ends the run before it starts.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -241,6 +242,40 @@ def test_a_reader_of_the_progress_that_leaves_ends_the_run_and_fails_no_cell(exe
     assert all(record["run"]["status"] in ("done", "interrupted") for record in bench.records().values())
     monkeypatch.undo()
     assert bench("run") == 0
+
+
+class Impatient(progress.PlainView):
+    """Somebody presses Ctrl-C as soon as the first cell shows progress."""
+
+    def event(self, event: progress.Event) -> None:
+        super().event(event)
+        if event["kind"] == "progress" and event["done"] and not self.totals.ended:
+            os.kill(os.getpid(), signal.SIGINT)
+            self.totals.ended["told"] = "once"
+
+
+@pytest.mark.parametrize("verb", ["run", "prune"])
+def test_a_run_that_is_stopped_ends_with_130_and_goes_on(verb: str, bench: Bench, monkeypatch: Any) -> None:
+    monkeypatch.setattr(progress, "make_view", lambda plain: Impatient())
+    assert bench(verb) == 130
+    assert not any(record["run"]["status"] == "done" for record in bench.records().values())
+    monkeypatch.undo()
+    assert bench(verb) == 0
+
+
+def test_an_evaluation_that_is_stopped_ends_with_130(bench: Bench, monkeypatch: Any) -> None:
+    arguments = ["evaluate", "--model", str(bench.model), "--data", str(bench.data), "--protocol", "perplexity_passages", "--plain"]
+    monkeypatch.setattr(progress, "make_view", lambda plain: Impatient())
+    assert main(arguments) == 130
+    monkeypatch.undo()
+    assert main(arguments) == 0
+
+
+def test_a_model_that_is_not_here_yet_is_noted(bench: Bench, capsys: Any) -> None:
+    (bench.folder / "model.gguf").write_bytes(b"GGUF and more")
+    for verb in ("validate", "plan"):
+        assert bench(verb, "--model", str(bench.folder / "model.gguf")) == 0
+        assert "isn't here yet; its files are checked, and whether it can be pruned" in capsys.readouterr().out
 
 
 def test_a_cell_that_no_executor_speaks_of_is_no_success() -> None:

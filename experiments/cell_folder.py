@@ -25,7 +25,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from prunebench.experiments.hashing import hash_value
-from prunebench.models.errors import BadInput
+from prunebench.models.errors import BadInput, text_of
 from prunebench.models.files import sha256_of
 
 TEMPORARY_PREFIX = ".tmp-"
@@ -49,7 +49,7 @@ def output_error(folder: Path, error: BaseException) -> OutputError | None:
         if isinstance(one, OutputError):
             return one
         number = one.errno if isinstance(one, OSError) else None
-        text = str(one)
+        text = text_of(one)
         if number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in text or "os error 28" in text:
             return OutputError(f"The disk of output folder {folder} is full; free some space and give the same command again.")
         if number == errno.EROFS or "Read-only file system" in text:

@@ -8,18 +8,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from prunebench.experiments.cell import DENSE, CellConfig, CellModel, CellProtocol
 from prunebench.experiments.checks.model import check_model, data_fingerprint
 from prunebench.experiments.checks.prompt import prompt_of
 from prunebench.experiments.config import Grid, GridConfig, MethodChoice, Pattern, RecoveryChoice
 from prunebench.leaderboard.variants import in_words, set_apart
 from prunebench.methods.registry import get_recovery
+from prunebench.methods.settings import resolved
 from prunebench.models.errors import BadInput
 from prunebench.models.files import sha256_of
 from prunebench.models.loading import ModelSpec, hub_commit, is_hub_id
-from prunebench.models.suggest import sentence, shown, unknown
+from prunebench.models.suggest import shown, unknown
 
 
 @dataclass(frozen=True)
@@ -257,11 +256,7 @@ def _resolve_method(config: GridConfig, choice: MethodChoice) -> _Resolved:
         raise BadInput("grid.method names 'dense'; the unpruned model is its own row: set grid.dense to true or false instead.")
     pruner = get_pruner(choice.name)
     settings = {**config.method_config.get(choice.name, {}), **choice.config}
-    try:
-        resolved = pruner.Config.model_validate(settings)
-    except ValidationError as error:
-        raise BadInput(sentence(error, pruner.Config, f"settings of method {choice.name}")) from None
-    return _Resolved(choice.name, resolved.model_dump(mode="json"), code_source(pruner))
+    return _Resolved(choice.name, resolved(pruner.Config, settings, f"method {choice.name}"), code_source(pruner))
 
 
 def _check_method_config(config: GridConfig) -> None:

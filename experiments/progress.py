@@ -9,13 +9,16 @@ An event is a plain dict, so that it can cross a pipe:
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TextIO
+
+from prunebench.experiments.stopping import Stop
 
 Event = dict[str, Any]
 Emit = Callable[[Event], None]
@@ -165,6 +168,43 @@ class PlainView:
     def _print(self, text: str) -> None:
         self.last = time.monotonic()
         print(text, file=self.stream, flush=True)
+
+
+class StoppingView:
+    """Another view; asks the run to stop when what that one says can't be written any more, because its reader has left.
+
+    Without this the cell at work would fail by no fault of its own.
+    """
+
+    def __init__(self, view: View, stop: Stop) -> None:
+        self.view, self.stop = view, stop
+
+    def start(self, titles: dict[str, str], done: int) -> None:
+        with self._heard():
+            self.view.start(titles, done)
+
+    def event(self, event: Event) -> None:
+        with self._heard():
+            self.view.event(event)
+
+    def finished(self, cell: str, status: str, text: str) -> None:
+        with self._heard():
+            self.view.finished(cell, status, text)
+
+    def tick(self) -> None:
+        with self._heard():
+            self.view.tick()
+
+    def close(self) -> None:
+        with self._heard():
+            self.view.close()
+
+    @contextlib.contextmanager
+    def _heard(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            self.stop.ask()
 
 
 class LiveView:

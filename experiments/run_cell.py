@@ -23,7 +23,7 @@ from prunebench.experiments.recording import build_record, unfinished_record
 from prunebench.experiments.results import Evaluated, Measured, Pruned, Recovered, Sliced
 from prunebench.experiments.stopping import Stop, Stopped
 from prunebench.leaderboard.record import Record, read_record, write_record
-from prunebench.models.errors import PrunebenchError, is_out_of_memory
+from prunebench.models.errors import PrunebenchError, deed, is_out_of_memory, text_of
 from prunebench.models.memory import peak_memory_bytes, reset_peak_memory
 
 HEARTBEAT_SECONDS = 1.0
@@ -106,7 +106,7 @@ class _CellRun:
         except Stopped:
             return self._end("interrupted", f"stopped by the user in stage {self.stage_name}; the same command goes on from there")
         except stages.Unsupported as error:
-            return self._end("skipped", str(error))
+            return self._end("skipped", first_line(text_of(error)))
         except stages.ModelNotLoaded as error:
             self.folder.forget_if_empty()
             return Outcome(cell_id=cell.id, status="bad_input", reason=str(error))
@@ -134,17 +134,18 @@ class _CellRun:
         known = output_error(Path(self.job.out), error)
         if known is not None:
             return Outcome(cell_id=self.job.cell.id, status="output_error", reason=str(known))
-        text = str(error)
+        text = text_of(error)
         if is_out_of_memory(error):
             let_go(error)
             return self._end("out_of_memory", f"{self.stage_name} took more memory than there is: {first_line(text)}")
         if isinstance(error, PrunebenchError):
             return self._end("failed", f"{self.stage_name}: {first_line(text)}")
         with contextlib.suppress(OSError):
-            write_text(self.folder.path / "error.txt", "".join(traceback.format_exception(error)))
+            said = "".join(traceback.format_exception(error))
+            write_text(self.folder.path / "error.txt", said.encode("utf-8", "backslashreplace").decode())
         where = traceback.extract_tb(error.__traceback__)[-1]
-        what = f"called sys.exit({error.code!r})" if isinstance(error, SystemExit) else f"raised {type(error).__name__}"
-        reason = f"{self.job.cell.method} {what} in {self.stage_name}: {first_line(text)}"
+        who = f"recovery {self.job.cell.recovery}" if self.stage_name == "recover" else self.job.cell.method
+        reason = f"{who} {deed(error)} in {self.stage_name}: {first_line(text)}"
         return self._end("failed", f"{reason} ({Path(where.filename).name}, line {where.lineno})")
 
     def _end(self, status: str, reason: str) -> Outcome:

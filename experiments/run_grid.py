@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Literal
 from prunebench.experiments.cell_folder import CellFolder, output_error
 from prunebench.experiments.checks.lengths import check_lengths
 from prunebench.experiments.checks.lookups import check_sources
+from prunebench.experiments.checks.methods import check_methods
 from prunebench.experiments.checks.model import check_sparsity
 from prunebench.experiments.checks.rehearsal import rehearse_cells
 from prunebench.experiments.config import GridConfig
 from prunebench.experiments.job import Job, Outcome
 from prunebench.experiments.plan import PlannedCell
-from prunebench.experiments.progress import View
+from prunebench.experiments.progress import StoppingView, View
 from prunebench.experiments.run_cell import FINAL, finished_record
 from prunebench.experiments.stopping import Stop
 from prunebench.models.errors import BadInput
@@ -37,12 +38,14 @@ class GridResult:
     """How a run ended.
 
     Attributes:
-        statuses: final status of every cell that was asked for, by id.
+        asked: ids of the cells that were asked for.
+        statuses: final status of each that has one, by id.
         reasons: why, for those that aren't done.
         was_stopped: the user ended the run.
         output_error: why the output folder failed, if it did.
     """
 
+    asked: tuple[str, ...] = ()
     statuses: dict[str, str] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
     was_stopped: bool = False
@@ -53,14 +56,14 @@ class GridResult:
         if self.was_stopped:
             return 130
         good = ("done", "skipped", "pruned")
-        return 0 if self.output_error is None and all(s in good for s in self.statuses.values()) else 1
+        return 0 if self.output_error is None and all(self.statuses.get(cell) in good for cell in self.asked) else 1
 
     def note(self, outcome: Outcome) -> None:
         self.statuses[outcome.cell_id] = outcome.status
         self.reasons[outcome.cell_id] = outcome.reason
 
     def text(self) -> str:
-        counts = Counter(self.statuses.values())
+        counts = Counter(self.statuses.get(cell, "left") for cell in self.asked)
         return ", ".join(f"{count} {status}" for status, count in sorted(counts.items())) or "nothing to do"
 
 
@@ -96,7 +99,12 @@ def make_jobs(
 
 
 def check_feasible(
-    cells: Sequence[PlannedCell], data_dir: Path | None, until: Literal["prune", "record"] = "record", *, prunes: bool = True
+    cells: Sequence[PlannedCell],
+    data_dir: Path | None,
+    until: Literal["prune", "record"] = "record",
+    *,
+    prunes: bool = True,
+    strictly: bool = False,
 ) -> None:
     """Refuses what can't be loaded, read, pruned or reached, before anything is fetched or written.
 
@@ -105,14 +113,16 @@ def check_feasible(
     Args:
         until: with `prune`, nothing is evaluated.
         prunes: False where the cells are pruned already.
+        strictly: refuse a method whose `supports()` fails; a run goes on, with a failed row for each of its cells.
 
     Raises:
-        BadInput: files of a model that don't fit each other, a model that can't be pruned, a length that a model's
-            context has no room for, text or data that are nowhere to be had.
+        BadInput: a method or recovery whose code fails when it is asked, files of a model that don't fit each other, a
+            model that can't be pruned, a length that a model's context has no room for, text or data that are nowhere.
         BudgetError: a sparsity that a model can't reach.
     """
     for model in dict.fromkeys(cell.model for cell in cells):
         check_loads(model)
+    check_methods(cells, strictly=strictly)
     if prunes:
         rehearse_cells(cells)
         asked = {(cell.model, cell.config.sparsity, cell.config.basis) for cell in cells if cell.config.sparsity is not None}
@@ -121,6 +131,16 @@ def check_feasible(
             check_sparsity(model, sparsity, basis)
     check_lengths(cells, until)
     check_sources(cells, data_dir, until, prunes=prunes)
+
+
+def absent_models(cells: Sequence[PlannedCell]) -> list[str]:
+    """A sentence for each model whose files aren't here yet, so that `check_feasible` has not looked at it."""
+    models = dict.fromkeys(cell.model for cell in cells)
+    return [
+        f"model {model.name} isn't here yet; its files are checked, and whether it can be pruned, when a run has fetched them"
+        for model in models
+        if check_loads(model) is None
+    ]
 
 
 def fetch_models(cells: Sequence[PlannedCell]) -> None:
@@ -148,7 +168,8 @@ def run_grid(
     Raises:
         BadInput: something that the user must mend first turned up in a cell.
     """
-    result = GridResult()
+    result = GridResult(tuple(job.cell.id for job in jobs))
+    view = StoppingView(view, stop)
     waiting = []
     for job in jobs:
         record = settled(job, retry=retry)

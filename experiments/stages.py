@@ -30,6 +30,7 @@ from prunebench.experiments.checks.gates import (
     weight_hashes,
     zero_fraction,
 )
+from prunebench.experiments.checks.methods import support_of
 from prunebench.experiments.hashing import seed_for, set_global_seeds
 from prunebench.experiments.job import Job
 from prunebench.experiments.results import Counts, Evaluated, Measured, Pruned, Recovered, Size, Sliced
@@ -109,7 +110,7 @@ def prune(work: Work, scratch: Path) -> Pruned:
     model, anatomy = loaded.model, Anatomy.from_model(loaded.model)
     pruner_class = get_pruner(cell.method)
     pruner = pruner_class(pruner_class.Config.model_validate(cell.method_config))
-    support = pruner.supports(anatomy)
+    support = support_of(pruner, anatomy)
     if not support.ok:
         work.forget_models()
         raise Unsupported(support.reason)

@@ -20,11 +20,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from prunebench.methods.data import PruningData
-from prunebench.methods.pruner import Pruner, PrunerConfig, Run
+from prunebench.methods.pruner import Pruner, PrunerConfig, Run, Support
 from prunebench.models.anatomy import Anatomy, count_params
 from prunebench.models.budget import Budget
 from prunebench.models.checkpoint import load_pruned, save_pruned
-from prunebench.models.errors import PrunebenchError
+from prunebench.models.errors import PrunebenchError, deed
+from prunebench.models.files import one_line
 from prunebench.models.gating.soft_masks import apply_masks
 from prunebench.models.masks import Masks
 from prunebench.models.slice import slice_model
@@ -64,7 +65,15 @@ def check_pruner(
         timeout: seconds after which one call of `prune` counts as hanging.
     """
     findings: list[Finding] = []
-    config = pruner.quick_config() if config is None else config
+    try:
+        config = pruner.quick_config() if config is None else config
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a plugin may fail in any way, SystemExit included
+        return [
+            Finding(family, "has settings to check with", "broken", f"quick_config() {deed(error)}: {one_line(error)}")
+            for family in families
+        ]
     for family in families:
         findings += _check_family(pruner, config, family, timeout)
     return findings
@@ -75,8 +84,14 @@ def _check_family(pruner: type[Pruner], config: PrunerConfig | None, family: str
     anatomy = Anatomy.from_model(dense)
     try:
         support = pruner(config).supports(anatomy)
-    except Exception as error:  # a plugin may fail in any way
-        yield Finding(family, "says what it supports", "broken", f"supports() raised {error!r}")
+        is_answer = isinstance(support, Support)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a plugin may fail in any way, SystemExit included
+        yield Finding(family, "says what it supports", "broken", f"supports() {deed(error)}: {one_line(error)}")
+        return
+    if not is_answer:
+        yield Finding(family, "says what it supports", "broken", f"supports() returned {type(support).__name__}; it must return a Support")
         return
     if not support.ok:
         status = "skipped" if support.reason.strip() else "broken"
@@ -193,7 +208,7 @@ def _call(pruner: type[Pruner], config: PrunerConfig | None, model: PreTrainedMo
         if thread.is_alive():
             raise BrokenPromise(f"prune() did not return within {timeout:.0f} s on a model of a few thousand parameters")
     if "error" in outcome:
-        raise BrokenPromise(f"prune() raised {outcome['error']!r}") from outcome["error"]
+        raise BrokenPromise(f"prune() {deed(outcome['error'])}: {one_line(outcome['error'])}") from outcome["error"]
     return outcome["masks"]
 
 

@@ -23,7 +23,8 @@ from prunebench.methods.pruner import Pruner, PrunerConfig, Run, Support
 from prunebench.methods.recovery.recovery import Recovery
 from prunebench.models.anatomy import Anatomy
 from prunebench.models.budget import Budget
-from prunebench.models.errors import BadInput, UnsupportedModel
+from prunebench.models.errors import BadInput, UnsupportedModel, deed
+from prunebench.models.files import one_line
 from prunebench.models.masks import Masks
 from prunebench.models.suggest import unknown
 
@@ -109,7 +110,8 @@ class Registry(Generic[T]):
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # a foreign package may fail in any way, also by sys.exit()
-            raise BadInput(f"{self.kind} {entry.name!r} (entry point {entry.value!r}) can't be imported: {error!r}.") from error
+            what = f"{self.kind} {entry.name!r} (entry point {entry.value!r})"
+            raise BadInput(f"{what} can't be imported: it {deed(error)} ({one_line(error)}).") from error
         if entry.name not in self.registered:
             self.register(entry.name)(loaded)
         return self.registered[entry.name]
@@ -231,5 +233,5 @@ def _import_file(path: Path, module_name: str) -> ModuleType:
         raise
     except BaseException as error:  # a plugin may fail in any way, also by sys.exit()
         del sys.modules[module_name]
-        raise BadInput(f"plugin {path} can't be imported: {error!r}.") from error
+        raise BadInput(f"plugin {path} can't be imported: it {deed(error)} ({one_line(error)}).") from error
     return module

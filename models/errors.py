@@ -6,7 +6,27 @@ OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memo
 def is_out_of_memory(error: BaseException) -> bool:
     """Says whether an error means that memory ran out: a GPU's, Python's own, or an allocator's plain RuntimeError."""
     is_named_so = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return is_named_so or any(sign in str(error).lower() for sign in OUT_OF_MEMORY)
+    return is_named_so or any(sign in text_of(error).lower() for sign in OUT_OF_MEMORY)
+
+
+def text_of(error: BaseException) -> str:
+    """The message of any exception, in characters that every terminal and file can take; its class where that fails, too."""
+    try:
+        text = str(error)
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # the exception is somebody else's, and so is its __str__
+        return f"its message can't be read ({type(error).__name__})"
+    return "".join(c if c.isprintable() or c.isspace() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def deed(error: BaseException) -> str:
+    """What code of others did: `called sys.exit(0)`, or `raised ValueError`."""
+    if not isinstance(error, SystemExit):
+        return f"raised {type(error).__name__}"
+    code = error.code
+    shown = repr(code) if code is None or type(code) in (int, str) else type(code).__name__
+    return f"called sys.exit({shown if len(shown) <= 80 else shown[:77] + '...'})"
 
 
 class PrunebenchError(Exception):

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from prunebench.models.errors import CheckpointError
+from prunebench.models.errors import CheckpointError, text_of
 
 PROVENANCE_FILE = "prunebench.json"
 WEIGHTS = "model.safetensors"
@@ -289,5 +289,5 @@ def cache_root() -> Path:
 
 def one_line(error: BaseException) -> str:
     """An error's message in one line of at most 300 characters; its class where it says nothing."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = " ".join(text_of(error).split()) or type(error).__name__
     return text if len(text) <= 300 else text[:297] + "..."

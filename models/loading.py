@@ -116,12 +116,15 @@ def check_loads(spec: ModelSpec) -> PreTrainedModel | None:
     files = local_files(spec)
     if files is not None:
         return _checked_empty(files.sha256, spec, files.folder)
-    if spec.name.startswith(EMBEDDED_PREFIX):
-        with loading(f"model {spec.name!r} can't be loaded"), torch.device("meta"):
-            config = AutoConfig.for_model(**EMBEDDED_SHAPES[spec.name.removeprefix(EMBEDDED_PREFIX)])
-            options: dict[str, Any] = {"attn_implementation": spec.attn_implementation} if spec.attn_implementation else {}
-            return cast(PreTrainedModel, AutoModelForCausalLM.from_config(config, **options))
-    return None
+    return _embedded_empty(spec) if spec.name.startswith(EMBEDDED_PREFIX) else None
+
+
+@functools.lru_cache(maxsize=8)
+def _embedded_empty(spec: ModelSpec) -> PreTrainedModel:
+    with loading(f"model {spec.name!r} can't be loaded"), torch.device("meta"):
+        config = AutoConfig.for_model(**EMBEDDED_SHAPES[spec.name.removeprefix(EMBEDDED_PREFIX)])
+        options: dict[str, Any] = {"attn_implementation": spec.attn_implementation} if spec.attn_implementation else {}
+        return cast(PreTrainedModel, AutoModelForCausalLM.from_config(config, **options))
 
 
 @functools.lru_cache(maxsize=32)

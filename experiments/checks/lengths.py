@@ -11,10 +11,10 @@ from pydantic import BaseModel
 from prunebench.evaluation import check_form
 from prunebench.evaluation.catalogue import get_protocol, known_tasks
 from prunebench.experiments.cell import CellConfig
+from prunebench.experiments.checks.methods import lengths_of, pruner_of, recovery_settings
 from prunebench.experiments.config import Evaluation
 from prunebench.experiments.plan import PlannedCell
 from prunebench.methods.data.training_text import training_texts
-from prunebench.methods.registry import get_pruner, get_recovery
 from prunebench.models.context import check_length, context_length
 from prunebench.models.errors import BadInput
 from prunebench.models.loading import ModelSpec, load_config, load_tokenizer
@@ -80,16 +80,13 @@ def prompt_tokens(spec: ModelSpec, prompt: str, bos: Bos) -> int:
 
 def _pruning_lengths(cell: CellConfig, spec: ModelSpec) -> Iterator[Length]:
     """Of calibration, the method and the recovery."""
-    pruner_class = get_pruner(cell.method)
-    pruner = pruner_class(pruner_class.Config.model_validate(cell.method_config))
-    recovery = get_recovery(cell.recovery)
-    settings = recovery.Config.model_validate(cell.recovery_config)
+    pruner, settings = pruner_of(cell), recovery_settings(cell)
     assert cell.calibration is not None  # cells that prune have it
     if pruner.needs_calibration:
         _check_bos("calibration.bos", cell.calibration.bos, spec)
     _check_texts(f"method {cell.method}", pruner.config, spec)
     _check_texts(f"recovery {cell.recovery}", settings, spec)
-    of_method = pruner.lengths(cell.calibration.seq_len, functools.partial(prompt_tokens, spec))
+    of_method = lengths_of(pruner, cell, functools.partial(prompt_tokens, spec))
     yield from ((name if name == "calibration.seq_len" else f"{name} of method {cell.method}", n, None) for name, n in of_method.items())
     yield from ((f"{name}.max_len of recovery {cell.recovery}", text.max_len, None) for name, text in training_texts(settings).items())
 

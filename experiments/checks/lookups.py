@@ -11,11 +11,12 @@ from prunebench.evaluation.catalogue import get_protocol, known_tasks
 from prunebench.evaluation.results import SourceName
 from prunebench.evaluation.sources import NoData, find_task_data
 from prunebench.experiments.cell import CellConfig
+from prunebench.experiments.checks.methods import lengths_of, may_prune, one_of_each, pruner_of, recovery_settings
 from prunebench.experiments.plan import PlannedCell
 from prunebench.methods.data.contamination import check_evaluation_files
 from prunebench.methods.data.sources import find_corpus
 from prunebench.methods.data.training_text import training_texts
-from prunebench.methods.registry import get_pruner, get_recovery
+from prunebench.methods.registry import get_recovery
 from prunebench.models.assets import embedded_data_root
 from prunebench.models.errors import BadInput
 
@@ -98,20 +99,22 @@ def _protocols_of(cells: Sequence[PlannedCell]) -> dict[tuple[str, tuple[SourceN
 
 
 def _texts_of(cells: Sequence[PlannedCell]) -> dict[tuple[str, str, bool], None]:
-    return dict.fromkeys(found for cell in cells if not cell.config.is_dense for found in _texts(cell.config))
+    found: dict[tuple[str, str, bool], None] = {}
+    for cell in one_of_each(cells):
+        reads = may_prune(cell)  # a row that says why the method can't takes no text
+        found |= {(setting, source, is_read and reads): None for setting, source, is_read in _texts(cell.config)}
+    return found
 
 
 def _texts(cell: CellConfig) -> Iterator[tuple[str, str, bool]]:
     """(setting, source, whether the cell reads it) of every text that a cell names."""
-    pruner_class = get_pruner(cell.method)
-    pruner = pruner_class(pruner_class.Config.model_validate(cell.method_config))
+    pruner = pruner_of(cell)
     assert cell.calibration is not None  # cells that prune have it
     yield "calibration.source", cell.calibration.source, pruner.needs_calibration
-    recovery = get_recovery(cell.recovery)
-    read = pruner.lengths(cell.calibration.seq_len, lambda text, bos: 0)  # a method names the texts that it hands to the model there
+    read = lengths_of(pruner, cell, lambda text, bos: 0)  # a method names the texts that it hands to the model there
     for name, text in training_texts(pruner.config).items():
         if text.source not in NO_CORPUS:
             yield f"{name}.source of method {cell.method}", text.source, f"{name}.max_len" in read
-    for name, text in training_texts(recovery.Config.model_validate(cell.recovery_config)).items():
+    for name, text in training_texts(recovery_settings(cell)).items():
         if text.source not in NO_CORPUS:
-            yield f"{name}.source of recovery {cell.recovery}", text.source, recovery.trains
+            yield f"{name}.source of recovery {cell.recovery}", text.source, get_recovery(cell.recovery).trains

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers import logging as transformers_logging
 
+from prunebench.experiments.checks.methods import may_prune, one_of_each
 from prunebench.experiments.checks.removals import ALL_KINDS, Kind, removed_kinds
 from prunebench.experiments.checks.tiny_copy import VOCABULARY, tiny_copy
 from prunebench.experiments.plan import PlannedCell
@@ -53,11 +54,12 @@ def rehearse_cells(cells: Sequence[PlannedCell]) -> None:
     Raises:
         UnsupportedModel, BadInput: as `rehearse`; names the methods that remove what can't be removed.
     """
-    for model in dict.fromkeys(cell.model for cell in cells if not cell.config.is_dense):
-        removes = {cell.config.method: set[Kind]() for cell in cells if cell.model == model and not cell.config.is_dense}
-        for cell in cells:
-            if cell.model == model and not cell.config.is_dense:
-                removes[cell.config.method] |= removed_kinds(cell.config.method, cell.config.method_config)
+    wanted = [cell for cell in one_of_each(cells) if may_prune(cell)]
+    for model in dict.fromkeys(cell.model for cell in wanted):
+        removes: dict[str, set[Kind]] = {}
+        for cell in wanted:
+            if cell.model == model:
+                removes.setdefault(cell.config.method, set()).update(removed_kinds(cell.config.method, cell.config.method_config))
         try:
             rehearse(model, frozenset().union(*removes.values()))
         except CantBePruned as error:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -54,7 +56,7 @@ def build_app() -> typer.Typer:
         no_args_is_help=False,
     )
     for name, (act, example) in VERBS.items():
-        app.command(name, epilog=f"example: python run_all.py {example}\n\n{EPILOG}")(with_options(act))
+        app.command(name, epilog=f"example: python run_all.py {example}\n\n{EPILOG}")(with_options(_returning(act, name)))
     return app
 
 
@@ -80,27 +82,44 @@ def main(argv: Sequence[str] | None, build_report: Callable[[Path], Path]) -> in
 
 def _guarded(arguments: list[str], build_report: Callable[[Path], Path]) -> int:
     from prunebench.leaderboard.errors import LeaderboardError
-    from prunebench.models.errors import PrunebenchError
+    from prunebench.models.errors import PrunebenchError, text_of
 
     try:
         code = build_app()(args=normalised(arguments), prog_name=_program(), standalone_mode=False, obj=build_report)
     except (PrunebenchError, LeaderboardError) as error:
-        return refuse(" ".join(str(error).split()))
+        return refuse(" ".join(text_of(error).split()))
     except typer.Exit as error:
         return error.exit_code
     except (KeyboardInterrupt, typer.Abort):
         print("stopped; nothing that was finished is lost, the same command goes on.", file=sys.stderr)
         return EXIT_STOPPED
+    except BrokenPipeError:  # a reader left before all was written
+        return EXIT_FAILED
     except SystemExit as error:
-        if isinstance(error.__context__, BrokenPipeError):  # typer's answer to a reader that left before all was written
+        if isinstance(error.__context__, BrokenPipeError):  # typer's answer to the same
             return EXIT_FAILED
-        return refuse(f"the code of a plugin or of a library called sys.exit({error.code!r}) before anything ran; take that call out.")
+        raise
     except Exception as error:
         message = getattr(error, "format_message", None)  # what typer's parser says of an option
         if message is None:
             raise
         return refuse(f"{' '.join(message().split()).rstrip('.')}. See run_all.py {arguments[0]} --help.")
     return int(code or 0)
+
+
+def _returning(act: Callable[..., int], verb: str) -> Callable[..., int]:
+    """The same verb, which nothing but Ctrl-C ends in its middle: a plugin that leaves by sys.exit() or by typer's own is refused."""
+
+    @functools.wraps(act)
+    def whole(*arguments: Any, **values: Any) -> int:
+        from prunebench.models.errors import BadInput, deed
+
+        try:
+            return act(*arguments, **values)
+        except (SystemExit, GeneratorExit, typer.Exit, typer.Abort) as error:
+            raise BadInput(f"the code of a plugin or of a library {deed(error)} in the middle of {verb}; take that out.") from error
+
+    return whole
 
 
 def _program() -> str:

@@ -23,17 +23,22 @@ def clean(
 ) -> int:
     """Deletes what killed runs left, and set-aside files."""
     request = understand(cells, needs_protocols=False)
-    print(clean_cells(request.cells, request.out, checkpoints=checkpoints, everything=everything))
-    return 0
+    said, is_clean = clean_cells(request.cells, request.out, checkpoints=checkpoints, everything=everything)
+    print(said)
+    return 0 if is_clean else 1
 
 
-def clean_cells(cells: Sequence[PlannedCell], out: Path, *, checkpoints: bool, everything: bool) -> str:
-    """Cleans the folders of `cells`; a cell that a run works on is left alone. Returns a sentence."""
+def clean_cells(cells: Sequence[PlannedCell], out: Path, *, checkpoints: bool, everything: bool) -> tuple[str, bool]:
+    """Cleans the folders of `cells`; a cell that a run works on is left alone.
+
+    Returns:
+        a sentence, and whether nothing was left that should go.
+    """
     from prunebench.experiments import stages
     from prunebench.experiments.cell_folder import CellFolder, remove
     from prunebench.experiments.run_cell import finished_record
 
-    freed, busy = 0, 0
+    freed, busy, stuck = 0, 0, 0
     for cell in cells:
         folder = CellFolder(out, cell.id)
         if not folder.path.is_dir():
@@ -53,9 +58,11 @@ def clean_cells(cells: Sequence[PlannedCell], out: Path, *, checkpoints: bool, e
                         remove(folder.path / name)
             if everything:
                 shutil.rmtree(folder.path, ignore_errors=True)
+                stuck += folder.path.exists()
         freed += before - (folder_bytes(folder.path) if folder.path.is_dir() else 0)
     note = f"; {busy} left alone, a run works on them" if busy else ""
-    return f"{out}: {freed / 1e6:.1f} MB freed{note}"
+    note += f"; {stuck} can't be deleted" if stuck else ""
+    return f"{out}: {freed / 1e6:.1f} MB freed{note}", not busy and not stuck
 
 
 def folder_bytes(folder: Path) -> int:

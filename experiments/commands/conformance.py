@@ -17,11 +17,14 @@ def conformance(
     from prunebench.experiments.plugins import load_plugins
     from prunebench.methods.conformance import check_pruner
     from prunebench.methods.registry import get_pruner, load_plugin
+    from prunebench.models.errors import BadInput
     from prunebench.models.suggest import unknown
     from prunebench.models.tiny import FAMILIES
 
     load_plugins(plugin)
     names = load_plugin(Path(pruner)) if pruner.endswith(".py") or Path(pruner).is_file() else [pruner]
+    if not names:
+        raise BadInput(f"plugin {pruner} registers no pruner, and the promises are those of pruners.")
     for one in family:
         if one not in FAMILIES:
             raise unknown("architecture", one, FAMILIES)

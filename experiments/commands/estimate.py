@@ -15,11 +15,11 @@ from typing import Any
 
 from prunebench.experiments.cell import CellConfig
 from prunebench.experiments.cell_folder import CellFolder
+from prunebench.experiments.checks.methods import training_tokens
 from prunebench.experiments.config import GridConfig
 from prunebench.experiments.plan import PlannedCell
 from prunebench.experiments.progress import duration, gigabytes
 from prunebench.experiments.run_cell import finished_record, millions
-from prunebench.methods.registry import get_recovery
 from prunebench.models.anatomy import count_params
 from prunebench.models.loading import check_loads
 
@@ -95,7 +95,7 @@ def estimate(cell: PlannedCell, speed: float) -> Estimate:
     disk = 0.0
     is_lower_bound = False
     if not config.is_dense:
-        learning, recovering = _training_tokens(config)
+        learning, recovering = training_tokens(config)
         is_lower_bound = learning is None or recovering is None
         operations += TRAIN_ADAPTERS * (dense.total * (learning or 0) + kept * (recovering or 0))
         disk = kept * width
@@ -107,15 +107,6 @@ def estimate(cell: PlannedCell, speed: float) -> Estimate:
     activations = 5e8 + 4 * embedding.weight.shape[0] * 2048
     memory = dense.total * width * (1 if config.is_dense else 2) + activations
     return Estimate(seconds, memory, disk, round(kept), is_lower_bound)
-
-
-def _training_tokens(config: CellConfig) -> tuple[int | None, int | None]:
-    """Tokens of the method's own training and of the recovery."""
-    from prunebench.methods.registry import get_pruner
-
-    pruner = get_pruner(config.method)
-    settings = pruner.Config.model_validate(config.method_config)
-    return pruner(settings).training_tokens(), get_recovery(config.recovery).training_tokens(config.recovery_config)
 
 
 def _needs_calibration(method: str) -> bool:

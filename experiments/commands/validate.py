@@ -8,15 +8,13 @@ from prunebench.experiments.commands.request import understand
 
 def validate(cells: Cells) -> int:
     """Checks config, plugins, models, data and names; runs nothing."""
-    from prunebench.experiments.run_grid import check_feasible
+    from prunebench.experiments.run_grid import absent_models, check_feasible
     from prunebench.methods.registry import known_pruners
-    from prunebench.models.loading import check_loads
 
     request = understand(cells)
-    check_feasible(request.cells, request.data)
-    for model in dict.fromkeys(cell.model for cell in request.cells):
-        if check_loads(model) is None:
-            print(f"note: model {model.name} isn't here yet; its files are checked when the run fetches them")
+    check_feasible(request.cells, request.data, strictly=True)
+    for note in absent_models(request.cells):
+        print(f"note: {note}")
     print(f"ok: {len(request.cells)} cells")
     for cell in request.cells:
         print(f"  {cell.id}  {cell.title}")

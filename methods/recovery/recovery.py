@@ -5,13 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from transformers import PreTrainedModel
 
 from prunebench.methods.data import PruningData
 from prunebench.methods.pruner import Run
-from prunebench.models.errors import BadInput
-from prunebench.models.suggest import sentence
+from prunebench.methods.settings import resolved
 
 
 class RecoveryConfig(BaseModel):
@@ -35,10 +34,7 @@ class Recovery(ABC):
         Raises:
             BadInput: an unknown key or a value out of range.
         """
-        try:
-            return cls.Config.model_validate(settings).model_dump(mode="json")
-        except ValidationError as error:
-            raise BadInput(sentence(error, cls.Config, f"settings of recovery {cls.name}")) from None
+        return resolved(cls.Config, settings, f"recovery {cls.name}")
 
     @classmethod
     def training_tokens(cls, settings: dict[str, Any]) -> int | None:

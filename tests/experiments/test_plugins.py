@@ -96,7 +96,7 @@ def test_an_installed_package_adds_its_pruner_without_a_word(bench: Bench) -> No
 
 # name -> (body of the class, words that the finding must hold: the promise that it breaks)
 BROKEN = {
-    "raises": ("def prune(self, model, budget, data, run):\n        raise RuntimeError('no')", "prune() raised RuntimeError('no')"),
+    "raises": ("def prune(self, model, budget, data, run):\n        raise RuntimeError('no')", "prune() raised RuntimeError: no"),
     "returns_none": ("def prune(self, model, budget, data, run):\n        return None", "it must return models.masks.Masks"),
     "prunes_nothing": ("def prune(self, model, budget, data, run):\n        return Masks.of(Anatomy.from_model(model))", "hits the budget"),
     "cuts_itself": (
